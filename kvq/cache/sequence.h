@@ -1,0 +1,86 @@
+// The cached keys and values of one token sequence, all layers.
+//
+// Life of a chunk of n tokens:
+//   begin_chunk(n)             takes all memory that the chunk can need; on failure nothing changed
+//   for each layer, in order:
+//     append(layer, k, v)      writes fp16 rows, packs the pages that leave the window
+//     view(layer)              what attention reads, while the chunk is the newest
+// The chunk counts as appended when the last layer was appended. If a layer fails, abort_chunk()
+// restores the state before begin_chunk().
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "kvq/base/cpu.h"
+#include "kvq/base/thread_pool.h"
+#include "kvq/cache/cache_spec.h"
+#include "kvq/cache/page_pool.h"
+#include "kvq/cache/view.h"
+
+namespace kvq {
+
+class LayerStore;
+
+struct ByteCount {
+  std::int64_t pages = 0;      // packed pages in use (shared ones are counted in every sequence)
+  std::int64_t exact = 0;      // exact rows in use
+  std::int64_t allocated = 0;  // what this sequence's blocks occupy in the pool, slack included
+};
+
+class Sequence {
+ public:
+  // `isa` packs the pages.
+  static Result<Sequence> create(std::shared_ptr<const CacheSpec> spec,
+                                 std::shared_ptr<PagePool> pool, Isa isa);
+  Sequence(Sequence&&) noexcept;
+  Sequence& operator=(Sequence&&) noexcept;
+  ~Sequence();
+
+  std::int64_t length() const;  // tokens that every layer holds
+  const CacheSpec& spec() const;
+
+  Status begin_chunk(int tokens);
+  void abort_chunk();
+
+  // key, value: [tokens of the chunk, kv_heads, head_dim], keys after RoPE. NaN, infinity and
+  // numbers beyond fp16's range are errors that name layer, head and token.
+  Status append(int layer, const float* key, const float* value);
+
+  LayerView view(int layer) const;
+
+  // A second sequence with the same content: shares packed pages, copies exact rows.
+  Result<Sequence> fork() const;
+
+  // Keeps the first `length` tokens. Exact while no packed page is cut, so always for the last W
+  // tokens and for a cut inside the newest chunk (whose rows are still held). A deeper cut unpacks
+  // the kept tokens of the one page it goes through into exact rows.
+  Status truncate(std::int64_t length);
+  void reset();
+
+  ByteCount bytes(int layer) const;
+  ByteCount bytes() const;  // the sum over layers
+
+ private:
+  struct State;
+  explicit Sequence(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+// One sequence's rows of a batched append.
+struct AppendItem {
+  Sequence* sequence;
+  const float* key;    // [tokens of its chunk, kv_heads, head_dim]
+  const float* value;  // likewise
+};
+
+// Sequence::append() for a batch, kv heads and sequences in parallel. On an error some sequences
+// may hold the layer already: abort_chunk() all of them.
+Status append(std::span<const AppendItem> items, int layer, ThreadPool& threads);
+
+// Beam search: afterwards sequences[i] holds what sequences[source[i]] held.
+Status reorder(std::vector<Sequence>& sequences, std::span<const int> source);
+
+}  // namespace kvq

@@ -1,0 +1,61 @@
+// Weights of a checkpoint: one or many safetensors files, memory-mapped.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kvq/base/file.h"
+#include "kvq/base/status.h"
+
+namespace kvq {
+
+enum class DataType : std::uint8_t { kFloat32, kFloat16, kBFloat16 };
+
+std::string_view name(DataType type);  // "F32", "F16", "BF16"
+int bytes_of(DataType type);
+
+// A tensor inside a mapped file; row-major. Valid as long as its Checkpoint.
+struct TensorRef {
+  DataType type = DataType::kFloat32;
+  std::vector<std::int64_t> shape;
+  const std::byte* data = nullptr;  // not necessarily aligned to the type
+
+  std::int64_t elements() const;
+};
+
+// The tensor as float32, [elements].
+void read_floats(const TensorRef& tensor, float* destination);
+
+class Checkpoint {
+ public:
+  // Maps model.safetensors, or every file that model.safetensors.index.json names. Headers are
+  // checked whole: offsets in range, not overlapping, sizes that agree with type and shape.
+  static Result<Checkpoint> open(const std::filesystem::path& directory);
+
+  // The tensor, which must have `shape`; the error names file, tensor, expected and actual.
+  Result<TensorRef> tensor(std::string_view tensor_name,
+                           const std::vector<std::int64_t>& shape) const;
+  bool contains(std::string_view tensor_name) const;
+
+  // Tensors of other types (integers, fp8) stand in the file but are not listed.
+  const std::map<std::string, TensorRef, std::less<>>& tensors() const { return tensors_; }
+  const std::filesystem::path& directory() const { return directory_; }
+
+ private:
+  std::filesystem::path directory_;
+  std::vector<MappedFile> files_;
+  std::map<std::string, TensorRef, std::less<>> tensors_;
+};
+
+// The directory of MODEL as a user types it: a directory, or a Hugging Face id ("org/name") found
+// in the local cache ($HF_HUB_CACHE, $HF_HOME/hub or ~/.cache/huggingface/hub). Nothing is
+// downloaded.
+Result<std::filesystem::path> find_model(std::string_view model);
+
+}  // namespace kvq
