@@ -35,7 +35,8 @@ void read_floats(const TensorRef& tensor, float* destination);
 class Checkpoint {
  public:
   // Maps model.safetensors, or every file that model.safetensors.index.json names. Headers are
-  // checked whole: offsets in range, not overlapping, sizes that agree with type and shape.
+  // checked whole: offsets in range, covering the data without holes or overlaps, sizes that agree
+  // with type and shape.
   static Result<Checkpoint> open(const std::filesystem::path& directory);
 
   // The tensor, which must have `shape`; the error names file, tensor, expected and actual.
@@ -48,14 +49,20 @@ class Checkpoint {
   const std::filesystem::path& directory() const { return directory_; }
 
  private:
+  // Adds the tensors of one file: those named, or all where `tensor_names` is null.
+  Status add_file(const std::filesystem::path& path, const std::vector<std::string>* tensor_names);
+
   std::filesystem::path directory_;
   std::vector<MappedFile> files_;
+  std::vector<std::filesystem::path> paths_;  // of files_
   std::map<std::string, TensorRef, std::less<>> tensors_;
+  std::map<std::string, std::string, std::less<>> other_types_;  // type of each unlisted tensor
+  std::map<std::string, std::size_t, std::less<>> file_of_;      // index into files_
 };
 
 // The directory of MODEL as a user types it: a directory, or a Hugging Face id ("org/name") found
-// in the local cache ($HF_HUB_CACHE, $HF_HOME/hub or ~/.cache/huggingface/hub). Nothing is
-// downloaded.
+// in the local cache ($HF_HUB_CACHE, $HF_HOME/hub, $XDG_CACHE_HOME/huggingface/hub or
+// ~/.cache/huggingface/hub). Nothing is downloaded.
 Result<std::filesystem::path> find_model(std::string_view model);
 
 }  // namespace kvq

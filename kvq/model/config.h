@@ -38,7 +38,7 @@ struct ModelConfig {
   bool tied_embeddings = false;
   bool attention_bias = false;  // q, k, v (and Llama's o) projections have a bias
   bool mlp_bias = false;
-  bool qk_norm = false;  // RMS norm of q and k per head, before RoPE (Qwen3)
+  bool qk_norm = false;          // RMS norm of q and k per head, before RoPE (Qwen3)
   std::vector<int> stop_tokens;  // eos_token_id of generation_config.json, else of config.json
 };
 

@@ -14,8 +14,8 @@ namespace kvq {
 
 class Tokenizer {
  public:
-  // Reads directory/tokenizer.json. A tokenizer of another kind (unigram, wordpiece, a pre-tokenizer
-  // or normalizer that is not understood) is an error that names what was found.
+  // Reads directory/tokenizer.json. A tokenizer of another kind (unigram, wordpiece, a
+  // pre-tokenizer or normalizer that is not understood) is an error that names what was found.
   static Result<Tokenizer> open(const std::filesystem::path& directory);
   Tokenizer(Tokenizer&&) noexcept;
   Tokenizer& operator=(Tokenizer&&) noexcept;
