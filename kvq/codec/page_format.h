@@ -25,17 +25,17 @@ struct TensorFormat {
   bool is_key = true;
   int head_dim = 0;
 
-  int blocks = 1;       // blocks of 64 rows
-  int depth = 0;        // depth of one block: head_dim for K, 64 for V
-  int group_rows = 0;   // rows and depths of the rectangle that shares one scale (0 at 16 bits)
+  int blocks = 1;      // blocks of 64 rows
+  int depth = 0;       // depth of one block: head_dim for K, 64 for V
+  int group_rows = 0;  // rows and depths of the rectangle that shares one scale (0 at 16 bits)
   int group_depth = 0;
   // Parameters that belong to a depth (K per channel, V per token) fold into q or p; parameters
   // that belong to a row (K per token, V per channel) fold into the dot product.
   bool depth_wise = false;
   int parameter_count = 0;  // fp16 numbers in the scales section (the same in the centers section)
 
-  std::size_t block_bytes = 0;     // all planes of one block
-  std::size_t planes_offset = 0;   // bytes from the start of the page
+  std::size_t block_bytes = 0;    // all planes of one block
+  std::size_t planes_offset = 0;  // bytes from the start of the page
   std::size_t scales_offset = 0;
   std::size_t centers_offset = 0;  // = scales' end where there are none
   std::size_t bytes = 0;           // the three sections together
@@ -76,7 +76,11 @@ struct Planes {
 };
 Planes planes(Bits bits);
 
-// fp16 index, inside the scales (or centers) section, of the group that holds (token, channel).
+// fp16 index, inside the scales (or centers) section, of the group that holds (token, channel): the
+// sum of an offset by row (token for K, channel for V) and one by depth (channel for K, token for
+// V).
 int parameter_index(const TensorFormat& format, int token, int channel);
+int parameter_row_offset(const TensorFormat& format, int row);
+int parameter_depth_offset(const TensorFormat& format, int depth);
 
 }  // namespace kvq

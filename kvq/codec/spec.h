@@ -31,8 +31,8 @@ enum class Parameters : std::uint8_t {
 
 // How scale and center are chosen.
 enum class Fit : std::uint8_t {
-  kMinMax,       // the outer codes are the extreme values
-  kMeanSquare,   // the range is shrunk to the least squared error
+  kMinMax,      // the outer codes are the extreme values
+  kMeanSquare,  // the range is shrunk to the least squared error
 };
 
 enum class Rotation : std::uint8_t {
