@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "kvq/model/architecture.h"
+#include "kvq/model/checkpoint.h"
 #include "kvq/model/test_directory.h"
 
 namespace kvq {
@@ -259,6 +260,82 @@ TEST(Config, ReadsTheDemoModel) {
   EXPECT_EQ(config->layers, 8);
   EXPECT_EQ(config->head_dim, 64);
   EXPECT_EQ(config->stop_tokens, std::vector<int>{1});
+}
+
+// Every tensor that the table promises is in the checkpoint, with its shape, and no other.
+void expect_tensors_of_the_table(const std::filesystem::path& directory) {
+  SCOPED_TRACE(directory.string());
+  const auto config = read_config(directory);
+  ASSERT_TRUE(config) << config.error().message;
+  const auto checkpoint = Checkpoint::open(directory);
+  ASSERT_TRUE(checkpoint) << checkpoint.error().message;
+  const ModuleNames& modules = info(config->architecture).modules;
+  const int query_width = config->query_heads * config->head_dim;
+  const int kv_width = config->kv_heads * config->head_dim;
+  std::size_t expected = 0;
+  const auto expect = [&](const std::string& tensor, std::vector<std::int64_t> shape) {
+    const auto found = checkpoint->tensor(tensor, shape);
+    EXPECT_TRUE(found) << found.error().message;
+    ++expected;
+  };
+  const auto expect_projection = [&](std::string_view module, int layer, int out, int in,
+                                     bool bias) {
+    expect(weight_name(module, layer), {out, in});
+    if (bias) expect(bias_name(module, layer), {out});
+  };
+  expect(weight_name(modules.embedding), {config->vocabulary, config->hidden});
+  expect(weight_name(modules.final_norm), {config->hidden});
+  if (!config->tied_embeddings) {
+    expect(weight_name(modules.output), {config->vocabulary, config->hidden});
+  }
+  for (int layer = 0; layer < config->layers; ++layer) {
+    expect(weight_name(modules.attention_norm, layer), {config->hidden});
+    expect(weight_name(modules.mlp_norm, layer), {config->hidden});
+    const bool bias = config->attention_bias;
+    expect_projection(modules.query, layer, query_width, config->hidden, bias);
+    expect_projection(modules.key, layer, kv_width, config->hidden, bias);
+    expect_projection(modules.value, layer, kv_width, config->hidden, bias);
+    expect_projection(modules.attention_output, layer, config->hidden, query_width, bias);
+    if (config->qk_norm) {
+      expect(weight_name(modules.query_norm, layer), {config->head_dim});
+      expect(weight_name(modules.key_norm, layer), {config->head_dim});
+    }
+    expect_projection(modules.gate, layer, config->intermediate, config->hidden, config->mlp_bias);
+    expect_projection(modules.up, layer, config->intermediate, config->hidden, config->mlp_bias);
+    expect_projection(modules.down, layer, config->hidden, config->intermediate, config->mlp_bias);
+  }
+  EXPECT_EQ(checkpoint->tensors().size(), expected);
+}
+
+TEST(ArchitectureTable, NamesEveryTensorOfRealCheckpoints) {
+  expect_tensors_of_the_table(KVQ_SOURCE_DIR "/models/demo-llama");
+  for (const char* model : {"llama3.1-tiny", "llama3.2-tiny", "qwen3-tiny", "llama-bias-tiny"}) {
+    expect_tensors_of_the_table(std::string(KVQ_SOURCE_DIR "/tests/fixtures/checkpoints/") + model);
+  }
+}
+
+TEST(Config, ReadsWhatTransformersWrites) {
+  const std::filesystem::path fixtures = KVQ_SOURCE_DIR "/tests/fixtures/checkpoints";
+  const auto llama31 = read_config(fixtures / "llama3.1-tiny");
+  ASSERT_TRUE(llama31) << llama31.error().message;
+  EXPECT_TRUE(llama31->rope_scaling.enabled);
+  EXPECT_EQ(llama31->rope_scaling.original_context, 32);
+  EXPECT_EQ(llama31->rope_theta, 10000);
+  EXPECT_EQ(llama31->stop_tokens, (std::vector<int>{1, 2}));
+  const auto llama32 = read_config(fixtures / "llama3.2-tiny");
+  ASSERT_TRUE(llama32) << llama32.error().message;
+  EXPECT_TRUE(llama32->tied_embeddings);
+  EXPECT_EQ(llama32->rope_scaling.factor, 32);
+  EXPECT_EQ(llama32->rope_theta, 500000);
+  const auto qwen3 = read_config(fixtures / "qwen3-tiny");
+  ASSERT_TRUE(qwen3) << qwen3.error().message;
+  EXPECT_TRUE(qwen3->qk_norm);
+  EXPECT_EQ(qwen3->head_dim, 32);
+  EXPECT_EQ(qwen3->rope_theta, 1e6);
+  const auto biased = read_config(fixtures / "llama-bias-tiny");
+  ASSERT_TRUE(biased) << biased.error().message;
+  EXPECT_TRUE(biased->attention_bias);
+  EXPECT_TRUE(biased->mlp_bias);
 }
 
 TEST(ArchitectureTable, NamesTensors) {
