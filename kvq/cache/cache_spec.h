@@ -18,7 +18,7 @@ struct CacheSpec {
   static CacheSpec uniform(const LayerSpec& spec, int layers, int kv_heads, int head_dim);
 };
 
-// Ok, or what is wrong with it.
+// Ok, or what is wrong with it. The functions below take valid specs.
 Status validate(const CacheSpec& spec);
 
 // Bytes that `tokens` cached tokens of one sequence occupy: packed pages plus exact rows, metadata

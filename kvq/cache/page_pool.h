@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
+#include <vector>
 
 #include "kvq/base/status.h"
 
@@ -38,8 +40,11 @@ class PagePool : public std::enable_shared_from_this<PagePool> {
   // `budget` bytes may be allocated at a time; 0 = no limit.
   static std::shared_ptr<PagePool> create(std::int64_t budget);
 
-  // Fails, with budget, use and request in the message, if the budget would be exceeded.
+  // Fails, with budget, use and request in the message, if the budget would be exceeded. The size
+  // is rounded up to a multiple of 128 bytes. The content is uninitialized.
   Result<std::shared_ptr<PoolBlock>> allocate(std::int64_t bytes);
+  // One block for each size, in bytes: all of them or none.
+  Result<std::vector<std::shared_ptr<PoolBlock>>> allocate_all(std::span<const std::int64_t> sizes);
 
   std::int64_t budget() const { return budget_; }
   std::int64_t used_bytes() const { return used_; }
@@ -47,6 +52,8 @@ class PagePool : public std::enable_shared_from_this<PagePool> {
  private:
   friend class PoolBlock;
   explicit PagePool(std::int64_t budget) : budget_(budget) {}
+
+  Status claim(std::int64_t bytes);
 
   const std::int64_t budget_;
   std::atomic<std::int64_t> used_{0};

@@ -6,7 +6,11 @@
 //     append(layer, k, v)      writes fp16 rows, packs the pages that leave the window
 //     view(layer)              what attention reads, while the chunk is the newest
 // The chunk counts as appended when the last layer was appended. If a layer fails, abort_chunk()
-// restores the state before begin_chunk().
+// restores the state before begin_chunk(), but for exact rows that only the previous chunk's own
+// queries needed: begin_chunk() drops them.
+//
+// A sequence and its forks share memory: they are to be changed by one thread at a time (the
+// batched append() takes care of itself).
 #pragma once
 
 #include <cstdint>
@@ -22,12 +26,14 @@
 
 namespace kvq {
 
-class LayerStore;
+struct AppendItem;
 
 struct ByteCount {
-  std::int64_t pages = 0;      // packed pages in use (shared ones are counted in every sequence)
-  std::int64_t exact = 0;      // exact rows in use
-  std::int64_t allocated = 0;  // what this sequence's blocks occupy in the pool, slack included
+  std::int64_t pages = 0;  // packed pages in use (shared ones are counted in every sequence)
+  std::int64_t exact = 0;  // exact rows of the tokens that no page holds
+  // What this sequence's blocks occupy in the pool: slack, page tables and the newest chunk's rows
+  // that pages hold as well included; shared blocks are counted in every sequence.
+  std::int64_t allocated = 0;
 };
 
 class Sequence {
@@ -55,15 +61,21 @@ class Sequence {
   Result<Sequence> fork() const;
 
   // Keeps the first `length` tokens. Exact while no packed page is cut, so always for the last W
-  // tokens and for a cut inside the newest chunk (whose rows are still held). A deeper cut unpacks
-  // the kept tokens of the one page it goes through into exact rows.
+  // tokens and for a cut inside the newest chunk (whose rows are still held): pages whose rows are
+  // held become exact again. A deeper cut unpacks the kept tokens of the one page it goes through
+  // into exact rows: dequantized values, rounded to fp16 and limited to its range, that are packed
+  // again when they leave the window.
+  // Pages whose rows are no longer held stay packed, even where they reach beyond P(length).
   Status truncate(std::int64_t length);
+  // Back to an empty sequence; all memory returns to the pool.
   void reset();
 
   ByteCount bytes(int layer) const;
   ByteCount bytes() const;  // the sum over layers
 
  private:
+  friend Status append(std::span<const AppendItem> items, int layer, ThreadPool& threads);
+
   struct State;
   explicit Sequence(std::unique_ptr<State> state);
   std::unique_ptr<State> state_;
@@ -76,11 +88,13 @@ struct AppendItem {
   const float* value;  // likewise
 };
 
-// Sequence::append() for a batch, kv heads and sequences in parallel. On an error some sequences
-// may hold the layer already: abort_chunk() all of them.
+// Sequence::append() for a batch of different sequences with the same number of kv heads, kv heads
+// and sequences in parallel. On an error some sequences may hold the layer already: abort_chunk()
+// all of them.
 Status append(std::span<const AppendItem> items, int layer, ThreadPool& threads);
 
-// Beam search: afterwards sequences[i] holds what sequences[source[i]] held.
+// Beam search: afterwards sequences[i] holds what sequences[source[i]] held. A source used once is
+// moved, others are forked. On an error nothing has changed.
 Status reorder(std::vector<Sequence>& sequences, std::span<const int> source);
 
 }  // namespace kvq

@@ -30,12 +30,16 @@ struct ExactRows {
 struct LayerView {
   const PageFormat* format = nullptr;
   int kv_heads = 0;
-  std::int64_t length = 0;  // tokens in this layer, those of the current chunk included
-  int sink_tokens = 0;      // S of the cache; sinks.count = min(S, length)
-  int window = 0;           // W of the cache
-  ExactRows sinks;          // positions [0, sinks.count)
+  std::int64_t length = 0;         // tokens in this layer, those of the current chunk included
+  int sink_tokens = 0;             // S of the cache; sinks.count = min(S, length)
+  int window = 0;                  // W of the cache
+  ExactRows sinks;                 // positions [0, sinks.count)
   std::span<const PageRef> pages;  // page i holds positions S + 64 i .. S + 64 i + 63
-  ExactRows tail;  // positions [tail.first, length); tail.first <= boundary of the chunk's first row
+  // Positions [tail.first, length), at least those behind the last page. tail.first <= P(position
+  // of the chunk's first row), with one exception: after Sequence::truncate() cut below tokens that
+  // pages already hold, tail.first is the end of the last page, and a query whose P(p) lies before
+  // it reads positions [P(p), tail.first) from the pages too.
+  ExactRows tail;
 };
 
 // P(p), the packed boundary of the query at `position`: positions [S, P(p)) are read from packed
@@ -45,6 +49,11 @@ struct LayerView {
 constexpr std::int64_t packed_boundary(std::int64_t position, int sinks, int window) {
   const std::int64_t behind = position - sinks - window;
   return sinks + (behind > 0 ? behind / kPageTokens * kPageTokens : 0);
+}
+
+// Pages that hold the packed part of `length` tokens.
+constexpr std::int64_t packed_pages(std::int64_t length, int sinks, int window) {
+  return length > 0 ? (packed_boundary(length - 1, sinks, window) - sinks) / kPageTokens : 0;
 }
 
 }  // namespace kvq
