@@ -39,7 +39,7 @@ lint: lint-packages ## format, static analysis, include order, shell scripts
 	@tools/lint.sh
 
 format: lint-packages ## rewrite all sources with clang-format
-	git ls-files '*.h' '*.cc' '*.cpp' | xargs clang-format -i
+	git ls-files '*.h' '*.inl' '*.cc' '*.cpp' | xargs clang-format -i
 
 asan: packages ## unit tests under the address and undefined-behaviour sanitizers
 	cmake --preset asan-ubsan

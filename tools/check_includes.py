@@ -30,7 +30,7 @@ STAGES = {
 CALLERS = ("apps", "bench", "fuzz", "tests")
 
 MAX_LINES = 600
-SOURCES = (".h", ".cc", ".cpp", ".cu", ".cuh")
+SOURCES = (".h", ".inl", ".cc", ".cpp", ".cu", ".cuh")
 COUNTED = SOURCES + (".py", ".sh", ".cmake")
 INCLUDE = re.compile(r'^\s*#\s*include\s*(?:"([^"]+)"|<([^>]+)>)')
 TEST_LIBRARY = re.compile(r"reference|gtest|gmock", re.IGNORECASE)

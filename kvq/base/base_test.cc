@@ -38,8 +38,8 @@ TEST(Half, RoundsTiesToEvenAndOverflowsToInfinity) {
 }
 
 TEST(Half, ArraysAgreeWithSingleValues) {
-  std::vector<float> source;
-  for (int i = 0; i < 10007; ++i) source.push_back(std::ldexp(std::sin(0.37F * i), i % 44 - 28));
+  std::vector<float> source(10007);
+  for (int i = 0; i < 10007; ++i) source[i] = std::ldexp(std::sin(0.37F * i), i % 44 - 28);
   for (std::size_t count : {0UL, 1UL, 7UL, 8UL, 9UL, source.size()}) {
     std::vector<Half> halves(count);
     std::vector<float> back(count);

@@ -11,9 +11,9 @@ namespace kvq {
 
 // In rising order: a machine that has one has all before it.
 enum class Isa {
-  kPortable,   // plain C++
-  kAvx2,       // AVX2, FMA, F16C
-  kAvx512,     // AVX-512 F, BW, DQ, VL, VBMI and VNNI (Ice Lake, Zen 4 and later)
+  kPortable,  // plain C++
+  kAvx2,      // AVX2, FMA, F16C
+  kAvx512,    // AVX-512 F, BW, DQ, VL, VBMI and VNNI (Ice Lake, Zen 4 and later)
 };
 
 // What this machine has. Constant for the life of the process.

@@ -26,21 +26,24 @@ template <typename... Args>
 
 }  // namespace kvq
 
+// NOLINTBEGIN(bugprone-macro-parentheses): `left` and `result` are declarations
 #define KVQ_CONCAT_INNER(a, b) a##b
 #define KVQ_CONCAT(a, b) KVQ_CONCAT_INNER(a, b)
 
-// Returns the error of `expression` (a Status or Result) from the enclosing function, if it has one.
-#define KVQ_RETURN_IF_ERROR(expression)                                           \
-  do {                                                                            \
-    if (auto kvq_status = (expression); !kvq_status) {                            \
-      return tl::unexpected<::kvq::Error>(std::move(kvq_status).error());         \
-    }                                                                             \
+// Returns the error of `expression` (a Status or Result) from the enclosing function, if it has
+// one.
+#define KVQ_RETURN_IF_ERROR(expression)                                   \
+  do {                                                                    \
+    if (auto kvq_status = (expression); !kvq_status) {                    \
+      return tl::unexpected<::kvq::Error>(std::move(kvq_status).error()); \
+    }                                                                     \
   } while (false)
 
 // KVQ_ASSIGN_OR_RETURN(auto value, make_value()): the value, or the enclosing function's error.
-#define KVQ_ASSIGN_OR_RETURN(left, expression)                                    \
+#define KVQ_ASSIGN_OR_RETURN(left, expression) \
   KVQ_ASSIGN_OR_RETURN_INNER(KVQ_CONCAT(kvq_result_, __LINE__), left, expression)
-#define KVQ_ASSIGN_OR_RETURN_INNER(result, left, expression)                      \
-  auto result = (expression);                                                     \
-  if (!result) return tl::unexpected<::kvq::Error>(std::move(result).error());    \
+#define KVQ_ASSIGN_OR_RETURN_INNER(result, left, expression)                   \
+  auto result = (expression);                                                  \
+  if (!result) return tl::unexpected<::kvq::Error>(std::move(result).error()); \
   left = std::move(result).value()
+// NOLINTEND(bugprone-macro-parentheses)

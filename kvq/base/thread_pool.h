@@ -27,9 +27,10 @@ class ThreadPool {
   template <typename Body>
   void run(int tasks, Body&& body) {
     using Plain = std::remove_reference_t<Body>;
-    run_erased(tasks, [](void* context, int task, int worker) {
-      (*static_cast<Plain*>(context))(task, worker);
-    }, const_cast<void*>(static_cast<const void*>(&body)));
+    run_erased(
+        tasks,
+        [](void* context, int task, int worker) { (*static_cast<Plain*>(context))(task, worker); },
+        const_cast<void*>(static_cast<const void*>(&body)));
   }
 
  private:
