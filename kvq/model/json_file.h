@@ -5,6 +5,8 @@
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "kvq/base/status.h"
 
@@ -54,5 +56,8 @@ class JsonFields {
   const Json* object_;
   std::string where_;
 };
+
+// The steps of a tokenizer.json "Sequence" (in `list_field`), or the one step that stands there.
+Result<std::vector<JsonFields>> sequence_steps(const JsonFields& step, std::string_view list_field);
 
 }  // namespace kvq
