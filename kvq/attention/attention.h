@@ -26,9 +26,11 @@ struct AttentionItem {
   int tokens;
 };
 
+inline constexpr int kMaxHeadsPerKvHead = 16;
+
 struct AttentionShape {
   int query_heads = 0;
-  int kv_heads = 0;  // divides query_heads; G = query_heads / kv_heads, 1 to 16
+  int kv_heads = 0;  // divides query_heads; G = query_heads / kv_heads, 1 to kMaxHeadsPerKvHead
   int head_dim = 0;
   float scale = 0;  // of the scores, normally 1 / sqrt(head_dim)
 };

@@ -11,7 +11,7 @@ namespace {
 int group_index(const TensorFormat& format, int block, int row, int depth) {
   if (format.is_key) return parameter_index(format, row, depth);
   // The rows behind head_dim are padding: any finite scale will do.
-  return parameter_index(format, depth, std::min(block * kTileRows + row, format.head_dim - 1));
+  return parameter_index(format, depth, std::min(block * kBlockRows + row, format.head_dim - 1));
 }
 
 }  // namespace
@@ -20,11 +20,11 @@ TilePlan::TilePlan(const TensorFormat& tensor) : format(tensor) {
   if (format.spec.bits == Bits::k16) return;
   middle = kvq::middle(format.spec.bits);
   affine = format.has_centers();
-  int rows = kTileRows;  // parameters across the rows of one depth
+  int rows = kBlockRows;  // parameters across the rows of one depth
   if (!format.depth_wise) {
     parameters = TileParameters::kRow;
     period = format.group_depth;
-  } else if (format.group_rows % kTileRows == 0) {
+  } else if (format.group_rows % kBlockRows == 0) {
     parameters = TileParameters::kDepth;
     rows = 1;
   } else {
@@ -37,7 +37,7 @@ TilePlan::TilePlan(const TensorFormat& tensor) : format(tensor) {
   for (int block = 0; block < format.blocks; ++block) {
     for (int step = 0; step < steps; ++step) {
       for (int row = 0; row < rows; ++row) {
-        const int at = group_index(format, block, row * (kTileRows / rows), step * period);
+        const int at = group_index(format, block, row * (kBlockRows / rows), step * period);
         index_.push_back(static_cast<std::uint16_t>(at));
       }
     }
@@ -46,7 +46,7 @@ TilePlan::TilePlan(const TensorFormat& tensor) : format(tensor) {
 }
 
 PlaneTable::PlaneTable(int width) {
-  for (int row = 0; row < kTileRows; ++row) {
+  for (int row = 0; row < kBlockRows; ++row) {
     for (int quad = 0; quad < 4; ++quad) {
       const PlaneField field = plane_field(width, row, quad);
       word[quad][row] = field.word / 4 - 8 * width * quad;

@@ -17,7 +17,6 @@
 
 namespace kvq {
 
-inline constexpr int kTileRows = 64;  // rows of a tile's depth vectors: tokens or channels
 inline constexpr int kMaxHeadDim = 256;
 inline constexpr int kMaxTileParameters = 1024;  // scales of one block, as expanded
 
@@ -52,8 +51,8 @@ struct TilePlan {
 struct PlaneTable {
   explicit PlaneTable(int width);
 
-  std::int32_t word[4][kTileRows];  // by T & 3
-  std::uint32_t bit[kTileRows];
+  std::int32_t word[4][kBlockRows];  // by T & 3
+  std::uint32_t bit[kBlockRows];
 };
 
 // width: 1, 2, 4 or 8.
@@ -61,8 +60,8 @@ const PlaneTable& plane_table(int width);
 
 // Memory that expansions need; one per worker.
 struct alignas(64) TileScratch {
-  std::uint32_t codes[kMaxHeadDim / 4 * kTileRows];  // [depth / 4][64 rows], byte i: depth 4T + i
-  std::uint16_t halves[2][kMaxTileParameters];       // scales and centers, fp16
+  std::uint32_t codes[kMaxHeadDim / 4 * kBlockRows];  // [depth / 4][64 rows], byte i: depth 4T + i
+  std::uint16_t halves[2][kMaxTileParameters];        // scales and centers, fp16
   float scale[kMaxTileParameters];
   float offset[kMaxTileParameters];  // center - middle * scale
 };

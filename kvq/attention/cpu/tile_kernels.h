@@ -29,8 +29,8 @@ void unpack_plane(const std::uint32_t* plane, int first_quad, int quads, std::ui
   for (int quad = 0; quad < quads; ++quad) {
     const std::uint32_t* words = plane + quad * 8 * kPlaneWidth;
     const std::int32_t* index = table.word[(first_quad + quad) & 3];
-    std::uint32_t* out = codes + quad * kTileRows;
-    for (int row = 0; row < kTileRows; row += V::kWidth) {
+    std::uint32_t* out = codes + quad * kBlockRows;
+    for (int row = 0; row < kBlockRows; row += V::kWidth) {
       typename V::Words x = V::template gather<kPlaneWidth>(words, index + row);
       x = V::bit_and(V::shift_right_each(x, V::load_words(table.bit + row)), mask);
       if constexpr (kShift > 0) {
@@ -49,7 +49,7 @@ void unpack_ternary(const std::uint32_t* planes, int quads, std::uint32_t* codes
   const typename V::Words byte = V::set_words(0x00ff00ffU);
   const int groups = quads / 5;
   for (int group = 0; group < groups; ++group) {
-    for (int row = 0; row < kTileRows; row += V::kWidth) {
+    for (int row = 0; row < kBlockRows; row += V::kWidth) {
       const typename V::Words x =
           V::template gather<8>(planes + group * 64, table.word[group & 3] + row);
       typename V::Words even = V::bit_and(x, byte);
@@ -60,14 +60,14 @@ void unpack_ternary(const std::uint32_t* planes, int quads, std::uint32_t* codes
         const typename V::Words low =
             V::bit_and(V::template shift_right<8>(even), V::set_words(0x00030003U));
         const typename V::Words high = V::bit_and(odd, V::set_words(0x03000300U));
-        V::store_words(codes + (5 * group + k) * kTileRows + row, V::bit_or(low, high));
+        V::store_words(codes + (5 * group + k) * kBlockRows + row, V::bit_or(low, high));
         even = V::bit_and(even, byte);
         odd = V::bit_and(odd, byte);
       }
     }
   }
   unpack_plane<V, 2, 0>(planes + groups * 64, 5 * groups, quads - 5 * groups,
-                        codes + 5 * groups * kTileRows);
+                        codes + 5 * groups * kBlockRows);
 }
 
 // planes: one block. codes [depth / 4][64 rows], byte i of a word is the code of depth 4T + i.
@@ -126,21 +126,21 @@ void load_parameters(const TilePlan& plan, const std::byte* page, int block, Til
 template <class V, TileParameters kParameters>
 void dequantize(const TileScratch& scratch, int depth, int period, float* tile) {
   for (int quad = 0; quad < depth / 4; ++quad) {
-    for (int row = 0; row < kTileRows; row += V::kWidth) {
-      const typename V::Words codes = V::load_words(scratch.codes + quad * kTileRows + row);
+    for (int row = 0; row < kBlockRows; row += V::kWidth) {
+      const typename V::Words codes = V::load_words(scratch.codes + quad * kBlockRows + row);
       const auto value = [&](int i, typename V::Floats code) {
         const int at = 4 * quad + i;
         typename V::Floats scale;
         typename V::Floats offset;
         if constexpr (kParameters == TileParameters::kRow) {
-          scale = V::load(scratch.scale + at / period * kTileRows + row);
-          offset = V::load(scratch.offset + at / period * kTileRows + row);
+          scale = V::load(scratch.scale + at / period * kBlockRows + row);
+          offset = V::load(scratch.offset + at / period * kBlockRows + row);
         } else {
           const int k = kParameters == TileParameters::kDepth ? at : 4 * at + row / 16;
           scale = V::set(scratch.scale[k]);
           offset = V::set(scratch.offset[k]);
         }
-        V::store(tile + at * kTileRows + row, V::multiply_add(code, scale, offset));
+        V::store(tile + at * kBlockRows + row, V::multiply_add(code, scale, offset));
       };
       value(0, V::template byte_value<0>(codes));
       value(1, V::template byte_value<1>(codes));
@@ -158,7 +158,7 @@ void expand(const TilePlan& plan, const std::byte* page, int block, TileScratch&
   const std::byte* planes = page + format.planes_offset + block * format.block_bytes;
   if (plan.parameters == TileParameters::kNone) {
     const auto* halves = reinterpret_cast<const std::uint16_t*>(planes);
-    for (int i = 0; i < depth * kTileRows; i += V::kWidth) {
+    for (int i = 0; i < depth * kBlockRows; i += V::kWidth) {
       V::store(tile + i, V::load_half(halves + i));
     }
     return;
@@ -187,7 +187,7 @@ void transpose_tokens(const Half* rows, int head_dim, int tokens, float* tile) {
       x[i] = i < tokens ? V::load_half(row) : V::set(0.0F);
     }
     V::transpose(x);
-    for (int i = 0; i < V::kWidth; ++i) V::store(tile + (channel + i) * kTileRows, x[i]);
+    for (int i = 0; i < V::kWidth; ++i) V::store(tile + (channel + i) * kBlockRows, x[i]);
   }
 }
 
@@ -205,8 +205,8 @@ void exact_value(const Half* rows, int head_dim, int count, float* tile) {
   for (int token = 0; token < padded; ++token) {
     const auto* row = reinterpret_cast<const std::uint16_t*>(rows + token * head_dim);
     for (int channel = 0; channel < head_dim; channel += V::kWidth) {
-      const int block = channel / kTileRows;
-      V::store(tile + (block * kTileRows + token) * kTileRows + channel % kTileRows,
+      const int block = channel / kBlockRows;
+      V::store(tile + (block * kBlockRows + token) * kBlockRows + channel % kBlockRows,
                token < count ? V::load_half(row + channel) : V::set(0.0F));
     }
   }
@@ -231,7 +231,7 @@ void multiply_block(const float* a, int a_stride, const float* b, int depth, flo
   for (int k = 0; k < depth; ++k) {
     typename V::Floats column[kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) column[v] = V::load(b + k * kTileRows + v * V::kWidth);
+    for (int v = 0; v < kVectors; ++v) column[v] = V::load(b + k * kBlockRows + v * V::kWidth);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       const typename V::Floats x = V::set(a[r * a_stride + k]);
@@ -276,7 +276,7 @@ template <class V>
 void multiply(const float* a, int a_stride, const float* b, int depth, int columns, float* c,
               int c_stride, int rows, const float* rescale) {
   constexpr int kPanel = V::kVectors * V::kWidth;
-  if constexpr (kPanel == kTileRows) {
+  if constexpr (kPanel == kBlockRows) {
     constexpr int kStep = V::kVectors / 4;
     switch (columns / 16) {
       case 1:
@@ -321,7 +321,7 @@ template <class V>
 void softmax(float* scores, const int* visible, int columns, int rows, float* maximum, float* sum,
              float* rescale) {
   for (int r = 0; r < rows; ++r) {
-    float* row = scores + r * kTileRows;
+    float* row = scores + r * kBlockRows;
     for (int c = visible[r]; c < columns; ++c) row[c] = -__builtin_inff();
     typename V::Floats largest = V::load(row);
     for (int c = V::kWidth; c < columns; c += V::kWidth)
@@ -334,7 +334,7 @@ void softmax(float* scores, const int* visible, int columns, int rows, float* ma
     V::store(rescale + r, exp2_of<V>(V::subtract(V::load(rescale + r), V::load(maximum + r))));
   }
   for (int r = 0; r < rows; ++r) {
-    float* row = scores + r * kTileRows;
+    float* row = scores + r * kBlockRows;
     const typename V::Floats top = V::set(maximum[r]);
     typename V::Floats total = V::set(0.0F);
     for (int c = 0; c < columns; c += V::kWidth) {

@@ -37,7 +37,7 @@ std::vector<LayerSpec> specs() {
 TEST(Tile, ExpandsEveryFormat) {
   const auto scratch = std::make_unique<TileScratch>();
   for (const int head_dim : {64, 80, 96, 128, 256}) {
-    std::vector<float> tile(std::size_t{256} * kTileRows);
+    std::vector<float> tile(std::size_t{256} * kBlockRows);
     std::vector<float> key(std::size_t{64} * head_dim);
     std::vector<float> value(std::size_t{64} * head_dim);
     for (const LayerSpec& spec : specs()) {
