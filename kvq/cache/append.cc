@@ -1,5 +1,5 @@
-// Writing the rows of a chunk: tasks are (sequence, kv head), each converts its rows to fp16 and
-// packs its pages.
+// Writing the rows of a chunk in two parallel loops: (sequence, kv head) converts rows to fp16,
+// (sequence, kv head, page) packs pages.
 #include <algorithm>
 #include <atomic>
 
@@ -15,6 +15,16 @@ void lower(std::atomic<int>& minimum, int value) {
   int seen = minimum.load();
   while (value < seen && !minimum.compare_exchange_weak(seen, value)) {
   }
+}
+
+// body(task, worker) for all tasks; without a thread pool in the calling thread.
+template <typename Body>
+void run(ThreadPool* threads, int tasks, const Body& body) {
+  if (threads != nullptr) {
+    threads->run(tasks, body);
+    return;
+  }
+  for (int task = 0; task < tasks; ++task) body(task, 0);
 }
 
 }  // namespace
@@ -38,12 +48,23 @@ void Sequence::State::finish_layer(int layer) {
   chunk_tokens = 0;
 }
 
+Error Sequence::State::bad_number(std::span<const AppendItem> items, int layer, int head) {
+  const int kv_heads = items.front().sequence->spec().kv_heads;
+  const AppendItem& item = items[static_cast<std::size_t>(head / kv_heads)];
+  const LayerStore& store = item.sequence->state_->layers[static_cast<std::size_t>(layer)];
+  Error error = store.describe_bad_number(layer, head % kv_heads, item.key, item.value);
+  if (items.size() > 1) {
+    error.message = fmt::format("sequence {}: {}", head / kv_heads, error.message);
+  }
+  return error;
+}
+
 Status Sequence::State::append(std::span<const AppendItem> items, int layer, ThreadPool* threads) {
   if (items.empty()) return {};
   const int kv_heads = items.front().sequence->spec().kv_heads;
   const auto index = static_cast<std::size_t>(layer);
-  bool serial = threads == nullptr || threads->size() == 1;
   std::int64_t numbers = 0;
+  std::int64_t pages = 0;  // most pages of one sequence and head
   for (const AppendItem& item : items) {
     const State& state = *item.sequence->state_;
     KVQ_RETURN_IF_ERROR(state.check_append(layer));
@@ -52,33 +73,25 @@ Status Sequence::State::append(std::span<const AppendItem> items, int layer, Thr
                   state.spec->kv_heads);
     }
     numbers += std::int64_t{2} * state.chunk_tokens * kv_heads * state.spec->head_dim;
-    if (state.layers[index].packs_pages()) numbers += kSerialNumbers;
+    pages = std::max(pages, state.layers[index].pages_to_pack());
   }
-  serial = serial || numbers < kSerialNumbers;
 
-  const int tasks = static_cast<int>(items.size()) * kv_heads;
-  std::atomic<int> first_bad{tasks};
-  const auto write = [&](int task, int) {
+  const int heads = static_cast<int>(items.size()) * kv_heads;
+  std::atomic<int> first_bad{heads};
+  run(numbers < kSerialNumbers ? nullptr : threads, heads, [&](int task, int) {
     const AppendItem& item = items[static_cast<std::size_t>(task / kv_heads)];
-    State& state = *item.sequence->state_;
-    if (!state.layers[index].write_head(task % kv_heads, item.key, item.value, state.isa)) {
-      lower(first_bad, task);
-    }
-  };
-  if (serial) {
-    for (int task = 0; task < tasks; ++task) write(task, 0);
-  } else {
-    threads->run(tasks, write);
-  }
+    LayerStore& store = item.sequence->state_->layers[index];
+    if (!store.write_rows(task % kv_heads, item.key, item.value)) lower(first_bad, task);
+  });
+  if (first_bad < heads) return tl::unexpected(bad_number(items, layer, first_bad));
 
-  if (const int bad = first_bad.load(); bad < tasks) {
-    const int number = bad / kv_heads;
-    const AppendItem& item = items[static_cast<std::size_t>(number)];
-    Error error = item.sequence->state_->layers[index].describe_bad_number(layer, bad % kv_heads,
-                                                                           item.key, item.value);
-    if (items.size() > 1) error.message = fmt::format("sequence {}: {}", number, error.message);
-    return tl::unexpected(std::move(error));
-  }
+  run(threads, heads * static_cast<int>(pages), [&](int task, int) {
+    const int page = task / heads;
+    const int item_head = task % heads;
+    State& state = *items[static_cast<std::size_t>(item_head / kv_heads)].sequence->state_;
+    LayerStore& store = state.layers[index];
+    if (page < store.pages_to_pack()) store.pack(page, item_head % kv_heads, state.isa);
+  });
   for (const AppendItem& item : items) item.sequence->state_->finish_layer(layer);
   return {};
 }

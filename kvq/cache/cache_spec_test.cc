@@ -2,7 +2,7 @@
 
 #include <gtest/gtest.h>
 
-#include "kvq/cache/cache_test_model.h"
+#include "kvq/cache/test_model.h"
 #include "kvq/cache/view.h"
 
 namespace kvq {

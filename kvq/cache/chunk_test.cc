@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "kvq/cache/cache_test_model.h"
+#include "kvq/cache/test_model.h"
 #include "kvq/codec/pack.h"
 
 namespace kvq {

@@ -3,7 +3,7 @@
 #include <cmath>
 #include <limits>
 
-#include "kvq/cache/cache_test_model.h"
+#include "kvq/cache/test_model.h"
 
 namespace kvq {
 namespace {

@@ -14,8 +14,9 @@ constexpr std::int64_t round_up_to_pages(std::int64_t rows) {
 }
 
 // Room beyond the rows needed: held rows move to the start of the tail only once in so many tokens.
+// The one row more keeps the heads' rows of a token out of the same sets of the first-level cache.
 constexpr std::int64_t tail_capacity(std::int64_t rows) {
-  return round_up_to_pages(rows + rows / 8) + kPageTokens;
+  return round_up_to_pages(rows + rows / 8) + kPageTokens + 1;
 }
 
 // values: [count]
@@ -140,7 +141,7 @@ Half* LayerStore::row(int head, std::int64_t position, bool is_key) const {
   return is_key ? rows.key(head, index) : rows.value(head, index);
 }
 
-bool LayerStore::write_rows(const float* rows, int head, bool is_key) {
+bool LayerStore::write_tensor(const float* rows, int head, bool is_key) {
   const int head_dim = format_->head_dim();
   bool finite = true;
   for (std::int64_t token = 0; token < chunk_tokens_; ++token) {
@@ -152,16 +153,17 @@ bool LayerStore::write_rows(const float* rows, int head, bool is_key) {
   return finite;
 }
 
-bool LayerStore::write_head(int head, const float* key, const float* value, Isa isa) {
-  const bool finite_key = write_rows(key, head, true);
-  const bool finite_value = write_rows(value, head, false);
-  if (!finite_key || !finite_value) return false;
-  for (std::int64_t page = pages_.count(); page < target_pages_; ++page) {
-    const std::int64_t start = page_start(page);
-    pack_page(*format_, row(head, start, true), row(head, start, false), pages_.slot(page, head),
-              isa);
-  }
-  return true;
+bool LayerStore::write_rows(int head, const float* key, const float* value) {
+  const bool finite_key = write_tensor(key, head, true);
+  const bool finite_value = write_tensor(value, head, false);
+  return finite_key && finite_value;
+}
+
+void LayerStore::pack(std::int64_t page, int head, Isa isa) {
+  const std::int64_t index = pages_.count() + page;
+  const std::int64_t start = page_start(index);
+  pack_page(*format_, row(head, start, true), row(head, start, false), pages_.slot(index, head),
+            isa);
 }
 
 void LayerStore::finish_chunk() {

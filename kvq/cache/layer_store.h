@@ -35,15 +35,17 @@ class LayerStore {
   // Whether a chunk is open that this layer does not hold yet.
   bool awaits_chunk() const { return chunk_tokens_ > 0; }
 
-  // Writes the chunk's rows of one kv head and packs the head's pages that leave the window. Heads
-  // may be written in parallel. False if a number is not finite in fp16.
+  // Writes the chunk's rows of one kv head; heads may be written in parallel. False if a number is
+  // not finite in fp16.
   //   key, value  [tokens of the chunk, kv_heads, head_dim]
-  bool write_head(int head, const float* key, const float* value, Isa isa);
-  // Whether write_head() has pages to pack.
-  bool packs_pages() const { return target_pages_ > pages_.count(); }
-  // After every head was written: the chunk is part of the layer.
+  bool write_rows(int head, const float* key, const float* value);
+  // Pages that leave the window with the chunk, and packing one of them, for one kv head, after the
+  // head's rows were written; pages and heads may be packed in parallel.
+  std::int64_t pages_to_pack() const { return target_pages_ - pages_.count(); }
+  void pack(std::int64_t page, int head, Isa isa);
+  // After all rows were written and all pages packed: the chunk is part of the layer.
   void finish_chunk();
-  // What write_head() of this head objected to.
+  // What write_rows() of this head objected to.
   Error describe_bad_number(int layer, int head, const float* key, const float* value) const;
 
   // A smaller tail, where a long chunk left a big one. 0: none wanted. Otherwise the size of the
@@ -67,7 +69,7 @@ class LayerStore {
   std::int64_t tail_rows(std::int64_t first, int tokens) const;
   std::int64_t block_bytes(std::int64_t rows) const;
   Half* row(int head, std::int64_t position, bool is_key) const;
-  bool write_rows(const float* rows, int head, bool is_key);
+  bool write_tensor(const float* rows, int head, bool is_key);
   void make_tail_room(BlockSource& blocks);
   // Moves the held rows to the start of `target`, which becomes the tail.
   void move_tail(RowBlock target);

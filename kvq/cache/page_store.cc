@@ -8,11 +8,6 @@ namespace {
 
 constexpr std::int64_t kMaxExtentPages = 16;
 
-std::int64_t extent_slots(std::int64_t run) {
-  const auto doubled = static_cast<std::int64_t>(std::bit_floor(static_cast<std::uint64_t>(run)));
-  return std::clamp<std::int64_t>(doubled, 1, kMaxExtentPages);
-}
-
 std::int64_t table_bytes(std::int64_t pages) {
   const std::uint64_t capacity =
       std::bit_ceil(static_cast<std::uint64_t>(std::max<std::int64_t>(pages, 8)));
@@ -20,6 +15,14 @@ std::int64_t table_bytes(std::int64_t pages) {
 }
 
 }  // namespace
+
+std::int64_t PageStore::Growth::advance() {
+  const auto doubled = static_cast<std::int64_t>(std::bit_floor(static_cast<std::uint64_t>(run)));
+  const std::int64_t slots = std::clamp<std::int64_t>(doubled, 1, kMaxExtentPages);
+  next += slots;
+  run += slots;
+  return slots;
+}
 
 std::int64_t PageStore::table_capacity() const {
   return table_ ? table_->bytes() / static_cast<std::int64_t>(sizeof(PageRef)) : 0;
@@ -44,26 +47,20 @@ void PageStore::list_blocks(std::int64_t target, std::vector<std::int64_t>& size
   if (target <= count_) return;
   if (target > table_capacity()) sizes.push_back(table_bytes(target));
   planned_ = growth();
-  for (auto [next, run] = planned_; next < target;) {
-    const std::int64_t slots = extent_slots(run);
-    sizes.push_back(extent_bytes(slots));
-    next += slots;
-    run += slots;
-  }
+  Growth growing = planned_;
+  while (growing.next < target) sizes.push_back(extent_bytes(growing.advance()));
 }
 
 void PageStore::reserve(std::int64_t target, BlockSource& blocks) {
   if (target <= count_) return;
   if (target > table_capacity()) grow_table(blocks.take());
-  auto [next, run] = planned_;
-  if (next > count_) enter(extents_.back(), count_, target);
-  run_start_ = next - run;
-  while (next < target) {
-    const std::int64_t slots = extent_slots(run);
-    extents_.push_back({blocks.take(), next, slots});
-    enter(extents_.back(), next, target);
-    next += slots;
-    run += slots;
+  Growth growing = planned_;
+  run_start_ = growing.next - growing.run;
+  if (growing.next > count_) enter(extents_.back(), count_, target);
+  while (growing.next < target) {
+    const std::int64_t first = growing.next;
+    extents_.push_back({blocks.take(), first, growing.advance()});
+    enter(extents_.back(), first, target);
   }
 }
 

@@ -68,6 +68,7 @@ class PageStore {
   struct Growth {
     std::int64_t next;
     std::int64_t run;
+    std::int64_t advance();  // adds an extent and returns its slots
   };
 
   Growth growth() const;

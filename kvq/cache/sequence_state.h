@@ -26,6 +26,8 @@ struct Sequence::State {
   Status check_append(int layer) const;
   // Counts a layer as appended, and the chunk after the last one.
   void finish_layer(int layer);
+  // What is wrong with the rows of kv head `head`, counted through all items.
+  static Error bad_number(std::span<const AppendItem> items, int layer, int head);
   // Without a thread pool: in the calling thread.
   static Status append(std::span<const AppendItem> items, int layer, ThreadPool* threads);
 };

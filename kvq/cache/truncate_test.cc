@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "kvq/cache/cache_test_model.h"
+#include "kvq/cache/test_model.h"
 
 namespace kvq {
 namespace {

@@ -1,4 +1,4 @@
-#include "kvq/cache/cache_test_model.h"
+#include "kvq/cache/test_model.h"
 
 #include <gtest/gtest.h>
 
