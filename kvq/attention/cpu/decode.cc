@@ -118,7 +118,7 @@ struct Decoder::State {
   float* partial_memory = nullptr;
 
   const DecodePlan* plan_for(const PageFormat& format);
-  void lay_out(std::span<const AttentionItem> items);
+  void lay_out(std::span<const AttentionItem* const> items);
   void prepare_query(Stream& stream);
   float* partial(const Stream& stream, int unit, int head) const;
   void run_pages(const Stream& stream, int index, DecodeScratch& scratch) const;
@@ -139,18 +139,18 @@ const DecodePlan* Decoder::State::plan_for(const PageFormat& format) {
 }
 
 // Cuts the items into streams and units and gives each its memory.
-void Decoder::State::lay_out(std::span<const AttentionItem> items) {
+void Decoder::State::lay_out(std::span<const AttentionItem* const> items) {
   streams.clear();
   units.clear();
   int partial_count = 0;
   std::size_t bytes = 0;
-  for (const AttentionItem& item : items) {
-    const LayerView& view = *item.view;
+  for (const AttentionItem* item : items) {
+    const LayerView& view = *item->view;
     const DecodePlan* plan = plan_for(*view.format);
     const std::int64_t boundary = query_boundary(view, view.length - 1, options.exact_prefill);
     Stream stream{
-        &item, plan, 0, (boundary - view.sink_tokens) / kPageTokens, view.length - boundary, 0,
-        0,     0,    {}};
+        item, plan, 0, (boundary - view.sink_tokens) / kPageTokens, view.length - boundary, 0,
+        0,    0,    {}};
     if (view.length <= view.sink_tokens) stream.pages = stream.tail_rows = 0;
     stream.page_units = static_cast<int>((stream.pages + kUnitPages - 1) / kUnitPages);
     stream.exact_units =
@@ -339,7 +339,7 @@ Decoder::Decoder(Decoder&&) noexcept = default;
 Decoder& Decoder::operator=(Decoder&&) noexcept = default;
 Decoder::~Decoder() = default;
 
-void Decoder::run(std::span<const AttentionItem> items, ThreadPool& threads) {
+void Decoder::run(std::span<const AttentionItem* const> items, ThreadPool& threads) {
   State& state = *state_;
   state.lay_out(items);
   while (static_cast<int>(state.scratches.size()) < threads.size()) {

@@ -41,7 +41,8 @@ double decode_error(const Case& test, Isa isa, Precision precision, int threads)
   options.precision = precision;
   ThreadPool pool(threads);
   Decoder decoder(shape, options);
-  decoder.run({&item, 1}, pool);
+  const AttentionItem* const items[] = {&item};
+  decoder.run(items, pool);
 
   const std::vector<double> expected = reference_attention(shape, item, false);
   double error = 0;
@@ -144,9 +145,9 @@ TEST(Decode, ThreadsDoNotChangeTheResult) {
     std::vector<std::vector<float>> outputs;
     for (int threads : {1, 3}) {
       std::vector<float> output(query.size(), NAN);
-      const AttentionItem items[] = {
-          {&first.view(), query.data(), output.data(), 1},
-          {&second.view(), query.data() + 1024, output.data() + 1024, 1}};
+      const AttentionItem long_item{&first.view(), query.data(), output.data(), 1};
+      const AttentionItem short_item{&second.view(), query.data() + 1024, output.data() + 1024, 1};
+      const AttentionItem* const items[] = {&long_item, &short_item};
       AttentionOptions options;
       options.isa = isa;
       Decoder decoder({8, 2, 128, 0.088F}, options);
