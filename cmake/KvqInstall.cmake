@@ -1,11 +1,7 @@
-# What `cmake --install` adds to the libraries and the command: public headers, the demo model, and
-# the package that find_package(kvq) reads.
+# What `cmake --install` adds to the stages and the command: the demo model, and the package that
+# find_package(kvq) reads.
 include(CMakePackageConfigHelpers)
 
-install(DIRECTORY kvq/ DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/kvq
-        FILES_MATCHING PATTERN "*.h"
-        PATTERN "reference" EXCLUDE
-        PATTERN "cpu" EXCLUDE)
 install(DIRECTORY models/demo-llama DESTINATION ${CMAKE_INSTALL_DATADIR}/kvq/models)
 
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/kvq)
@@ -14,6 +10,6 @@ configure_package_config_file(cmake/kvqConfig.cmake.in ${PROJECT_BINARY_DIR}/kvq
 write_basic_package_version_file(${PROJECT_BINARY_DIR}/kvqConfigVersion.cmake
                                  COMPATIBILITY SameMinorVersion)
 install(FILES ${PROJECT_BINARY_DIR}/kvqConfig.cmake ${PROJECT_BINARY_DIR}/kvqConfigVersion.cmake
-              cmake/FindXxhash.cmake cmake/FindPcre2.cmake
+              cmake/KvqSystemLibrary.cmake
         DESTINATION ${package_dir})
 install(EXPORT kvqTargets NAMESPACE kvq:: DESTINATION ${package_dir})
