@@ -64,17 +64,16 @@ Result<AddedTokenMatcher> AddedTokenMatcher::make() {
   return AddedTokenMatcher(std::move(word_character));
 }
 
-void AddedTokenMatcher::add(std::string content, const AddedToken& token) {
-  std::vector<Entry>& entries = by_first_byte_[static_cast<unsigned char>(content[0])];
+void AddedTokenMatcher::add(AddedToken token) {
+  std::vector<AddedToken>& tokens = by_first_byte_[static_cast<unsigned char>(token.content[0])];
   const auto shorter = std::ranges::find_if(
-      entries, [&](const Entry& entry) { return entry.content.size() < content.size(); });
-  entries.insert(shorter, Entry{std::move(content), token});
+      tokens, [&](const AddedToken& other) { return other.content.size() < token.content.size(); });
+  tokens.insert(shorter, std::move(token));
 }
 
-const AddedTokenMatcher::Entry* AddedTokenMatcher::match_at(std::string_view text,
-                                                            std::size_t position) const {
-  for (const Entry& entry : by_first_byte_[static_cast<unsigned char>(text[position])]) {
-    if (text.substr(position).starts_with(entry.content)) return &entry;
+const AddedToken* AddedTokenMatcher::match_at(std::string_view text, std::size_t position) const {
+  for (const AddedToken& token : by_first_byte_[static_cast<unsigned char>(text[position])]) {
+    if (text.substr(position).starts_with(token.content)) return &token;
   }
   return nullptr;
 }
@@ -94,25 +93,25 @@ Result<std::vector<TextPiece>> AddedTokenMatcher::split(std::string_view text) c
   std::size_t done = 0;  // pieces cover the text up to here
   std::size_t position = 0;
   while (position < text.size()) {
-    const Entry* entry = match_at(text, position);
-    if (entry == nullptr) {
+    const AddedToken* token = match_at(text, position);
+    if (token == nullptr) {
       ++position;
       continue;
     }
     std::size_t begin = position;
-    std::size_t end = begin + entry->content.size();
+    std::size_t end = begin + token->content.size();
     position = end;
-    if (entry->token.single_word) {
+    if (token->single_word) {
       KVQ_ASSIGN_OR_RETURN(const bool touches,
                            touches_word(text.substr(0, begin), text.substr(end)));
       if (touches) continue;
     }
-    if (entry->token.strips_left) {
+    if (token->strips_left) {
       begin = std::max(done, begin - trailing_space(text.substr(0, begin)));
     }
-    if (entry->token.strips_right) end += leading_space(text.substr(end));
+    if (token->strips_right) end += leading_space(text.substr(end));
     if (done < begin) pieces.push_back({{}, text.substr(done, begin - done)});
-    pieces.push_back({entry->token.token, text.substr(begin, end - begin)});
+    pieces.push_back({token->token, text.substr(begin, end - begin)});
     done = end;
   }
   if (done < text.size()) pieces.push_back({{}, text.substr(done)});

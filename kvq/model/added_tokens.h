@@ -36,24 +36,19 @@ struct TextPiece {
 class AddedTokenMatcher {
  public:
   static Result<AddedTokenMatcher> make();
-  // `content`: what to look for; not empty.
-  void add(std::string content, const AddedToken& token);
+  void add(AddedToken token);
 
   // `text` cut into pieces, none empty: the leftmost token first, the longest of those that begin
   // at one place.
   Result<std::vector<TextPiece>> split(std::string_view text) const;
 
  private:
-  struct Entry {
-    std::string content;
-    AddedToken token;
-  };
   explicit AddedTokenMatcher(Regex word_character) : word_character_(std::move(word_character)) {}
-  const Entry* match_at(std::string_view text, std::size_t position) const;
+  const AddedToken* match_at(std::string_view text, std::size_t position) const;
   // Whether a word character ends `before` or begins `after`.
   Result<bool> touches_word(std::string_view before, std::string_view after) const;
 
-  std::array<std::vector<Entry>, 256> by_first_byte_;  // longest first
+  std::array<std::vector<AddedToken>, 256> by_first_byte_;  // longest first
   Regex word_character_;
 };
 

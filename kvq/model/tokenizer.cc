@@ -43,8 +43,8 @@ struct Tokenizer::State {
   std::vector<TokenBytes> tokens;  // by id
 
   static Result<State> read(const JsonFields& tokenizer);
-  Status match_added_tokens(const std::vector<AddedToken>& added);
-  void spell_tokens(const std::vector<AddedToken>& added);
+  Status add_tokens(std::vector<AddedToken> added);
+  void spell(int token, const std::string& spelling, bool special);
 };
 
 namespace {
@@ -80,7 +80,7 @@ Result<Tokenizer::State> Tokenizer::State::read(const JsonFields& tokenizer) {
   KVQ_ASSIGN_OR_RETURN(PostProcessor post_processor, PostProcessor::read(tokenizer));
   KVQ_ASSIGN_OR_RETURN(const JsonFields model_fields, tokenizer.object("model"));
   KVQ_ASSIGN_OR_RETURN(BytePairModel model, BytePairModel::read(model_fields));
-  KVQ_ASSIGN_OR_RETURN(const std::vector<AddedToken> added,
+  KVQ_ASSIGN_OR_RETURN(std::vector<AddedToken> added,
                        read_added_tokens(tokenizer, model.vocabulary()));
   KVQ_ASSIGN_OR_RETURN(AddedTokenMatcher raw, AddedTokenMatcher::make());
   KVQ_ASSIGN_OR_RETURN(AddedTokenMatcher normalized, AddedTokenMatcher::make());
@@ -91,33 +91,32 @@ Result<Tokenizer::State> Tokenizer::State::read(const JsonFields& tokenizer) {
               .model = std::move(model),
               .post_processor = std::move(post_processor),
               .tokens = {}};
-  KVQ_RETURN_IF_ERROR(state.match_added_tokens(added));
-  state.spell_tokens(added);
+  for (const auto& [spelling, token] : state.model.vocabulary()) {
+    state.spell(token, spelling, false);
+  }
+  KVQ_RETURN_IF_ERROR(state.add_tokens(std::move(added)));
   KVQ_RETURN_IF_ERROR(state.post_processor.check_ids(static_cast<int>(state.tokens.size())));
   return state;
 }
 
-Status Tokenizer::State::match_added_tokens(const std::vector<AddedToken>& added) {
-  for (const AddedToken& token : added) {
+Status Tokenizer::State::add_tokens(std::vector<AddedToken> added) {
+  for (AddedToken& token : added) {
+    // Such a token is found, and decoded, by its normalized content.
     if (token.normalized) {
-      KVQ_ASSIGN_OR_RETURN(std::string content, normalizer.normalize(token.content));
-      normalized_matcher.add(std::move(content), token);
-    } else {
-      raw_matcher.add(token.content, token);
+      KVQ_ASSIGN_OR_RETURN(token.content, normalizer.normalize(token.content));
     }
+    spell(token.token, token.content, token.special);
+    AddedTokenMatcher& matcher = token.normalized ? normalized_matcher : raw_matcher;
+    matcher.add(std::move(token));
   }
   return {};
 }
 
-void Tokenizer::State::spell_tokens(const std::vector<AddedToken>& added) {
-  const auto set = [&](int token, const std::string& spelling, bool special) {
-    const auto id = static_cast<std::size_t>(token);
-    if (id >= tokens.size()) tokens.resize(id + 1);
-    // A spelling outside the byte-level alphabet stands for its own bytes.
-    tokens[id] = {bytes_of_token(spelling).value_or(spelling), special};
-  };
-  for (const auto& [spelling, token] : model.vocabulary()) set(token, spelling, false);
-  for (const AddedToken& token : added) set(token.token, token.content, token.special);
+void Tokenizer::State::spell(int token, const std::string& spelling, bool special) {
+  const auto id = static_cast<std::size_t>(token);
+  if (id >= tokens.size()) tokens.resize(id + 1);
+  // A spelling outside the byte-level alphabet stands for its own bytes.
+  tokens[id] = {bytes_of_token(spelling).value_or(spelling), special};
 }
 
 Tokenizer::Tokenizer(std::unique_ptr<State> state) : state_(std::move(state)) {}
