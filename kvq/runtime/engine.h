@@ -18,7 +18,7 @@ namespace kvq {
 
 // The type of the weights in matrix products; activations stay float32 between operations.
 enum class ComputeType : std::uint8_t {
-  kAuto,      // bf16 where the checkpoint is bf16 and the machine multiplies bf16, else float32
+  kAuto,  // bf16 where the checkpoint is bf16 and the machine multiplies bf16, else float32
   kFloat32,
   kBFloat16,
 };

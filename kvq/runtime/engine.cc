@@ -1,0 +1,225 @@
+#include "kvq/runtime/engine.h"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <thread>
+#include <tuple>
+
+#include "kvq/model/architecture.h"
+#include "kvq/model/checkpoint.h"
+#include "kvq/runtime/cpu/cpu_ops.h"
+#include "kvq/runtime/forward_pass.h"
+#include "kvq/runtime/pass_cutter.h"
+#include "kvq/runtime/weights.h"
+
+namespace kvq {
+namespace {
+
+// Tokens of one pass: enough rows for the matrix products to run at full speed, few enough that the
+// activations stay in the caches.
+constexpr int kPassRows = 512;
+
+int usable_threads() {
+#if defined(__linux__)
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof(allowed), &allowed) == 0) return CPU_COUNT(&allowed);
+#endif
+  return std::max(static_cast<int>(std::thread::hardware_concurrency()), 1);
+}
+
+bool weights_are_bfloat16(const ModelConfig& config, const Checkpoint& checkpoint) {
+  const std::string name = weight_name(info(config.architecture).modules.query, 0);
+  const auto found = checkpoint.tensors().find(name);
+  return found != checkpoint.tensors().end() && found->second.type == DataType::kBFloat16;
+}
+
+bool chosen_bfloat16(ComputeType compute, const ModelConfig& config, const Checkpoint& checkpoint) {
+  switch (compute) {
+    case ComputeType::kFloat32:
+      return false;
+    case ComputeType::kBFloat16:
+      return true;
+    case ComputeType::kAuto:
+      break;
+  }
+  return multiplies_bfloat16() && weights_are_bfloat16(config, checkpoint);
+}
+
+// What forward() needs to put a sequence back: nothing but its length for a chunk of one pass,
+// nothing at all for an empty sequence, a fork otherwise (a cut that deep would not be exact).
+struct Restore {
+  Sequence* sequence;
+  std::int64_t length;
+  int passes = 0;  // that hold tokens of the chunk
+  std::optional<Sequence> fork;
+
+  void operator()() {
+    if (sequence->length() == length) return;
+    if (fork) {
+      *sequence = *std::move(fork);
+    } else if (length == 0) {
+      sequence->reset();
+    } else {
+      std::ignore = sequence->truncate(length);  // cannot fail: no chunk is open
+    }
+  }
+};
+
+Result<std::vector<Restore>> prepare_restores(std::span<const Chunk> chunks,
+                                              std::span<const std::vector<PassItem>> passes) {
+  std::vector<Restore> restores;
+  if (passes.size() == 1) return restores;  // a pass puts its sequences back by itself
+  for (const Chunk& chunk : chunks) {
+    Restore restore{chunk.sequence, chunk.sequence->length(), 0, std::nullopt};
+    for (const std::vector<PassItem>& pass : passes) {
+      restore.passes +=
+          static_cast<int>(std::ranges::count(pass, chunk.sequence, &PassItem::sequence));
+    }
+    if (restore.passes > 1 && restore.length > 0) {
+      KVQ_ASSIGN_OR_RETURN(restore.fork, chunk.sequence->fork());
+    }
+    restores.push_back(std::move(restore));
+  }
+  return restores;
+}
+
+Status check_shape(const CacheSpec& spec, const ModelConfig& config) {
+  const auto layers = static_cast<int>(spec.layers.size());
+  if (layers == config.layers && spec.kv_heads == config.kv_heads &&
+      spec.head_dim == config.head_dim) {
+    return {};
+  }
+  return fail(
+      "cache of {} layers, {} kv heads, head_dim {}: the model needs {} layers, {} kv heads, "
+      "head_dim {}",
+      layers, spec.kv_heads, spec.head_dim, config.layers, config.kv_heads, config.head_dim);
+}
+
+Status check_chunks(std::span<const Chunk> chunks, const ModelConfig& config) {
+  std::vector<const Sequence*> sequences;
+  for (const Chunk& chunk : chunks) {
+    if (chunk.tokens.empty()) return fail("forward: expected at least one token in every chunk");
+    KVQ_RETURN_IF_ERROR(check_shape(chunk.sequence->spec(), config));
+    const std::int64_t length =
+        chunk.sequence->length() + static_cast<std::int64_t>(chunk.tokens.size());
+    if (length > config.context) {
+      return fail("{} tokens behind {} exceed the model's context of {}", chunk.tokens.size(),
+                  chunk.sequence->length(), config.context);
+    }
+    for (const int token : chunk.tokens) {
+      if (token < 0 || token >= config.vocabulary) {
+        return fail("token id {}: expected 0 to {}", token, config.vocabulary - 1);
+      }
+    }
+    sequences.push_back(chunk.sequence);
+  }
+  std::ranges::sort(sequences);
+  if (std::ranges::adjacent_find(sequences) != sequences.end()) {
+    return fail("forward: expected different sequences, found one twice");
+  }
+  return {};
+}
+
+}  // namespace
+
+struct Engine::State {
+  State(const EngineOptions& engine_options, ModelConfig model_config, Checkpoint opened)
+      : options(engine_options),
+        config(std::move(model_config)),
+        checkpoint(std::move(opened)),
+        threads(engine_options.threads > 0 ? engine_options.threads : usable_threads()) {}
+
+  Status load();
+
+  const EngineOptions options;
+  const ModelConfig config;
+  const Checkpoint checkpoint;
+  ThreadPool threads;
+  std::unique_ptr<Ops> ops;
+  ModelWeights weights;
+  std::optional<Attention> attention;
+  std::optional<ForwardPass> pass;
+  DeviceFloats logits;
+  std::size_t logits_capacity = 0;
+};
+
+Status Engine::State::load() {
+  const bool bfloat16 = chosen_bfloat16(options.compute, config, checkpoint);
+  KVQ_ASSIGN_OR_RETURN(ops, create_cpu_ops(bfloat16, options.isa, threads));
+  KVQ_ASSIGN_OR_RETURN(weights, load_weights(config, checkpoint, *ops));
+  const AttentionShape shape = {config.query_heads, config.kv_heads, config.head_dim,
+                                1 / std::sqrt(static_cast<float>(config.head_dim))};
+  KVQ_ASSIGN_OR_RETURN(
+      attention, Attention::create(shape, {options.isa, options.precision, options.exact_prefill}));
+  pass.emplace(config, weights, *ops, *attention, threads);
+  return {};
+}
+
+Engine::Engine(std::unique_ptr<State> state) : state_(std::move(state)) {}
+Engine::Engine(Engine&&) noexcept = default;
+Engine& Engine::operator=(Engine&&) noexcept = default;
+Engine::~Engine() = default;
+
+Result<Engine> Engine::load(const std::filesystem::path& directory, const EngineOptions& options) {
+  KVQ_ASSIGN_OR_RETURN(ModelConfig config, read_config(directory));
+  KVQ_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::open(directory));
+  auto state = std::make_unique<State>(options, std::move(config), std::move(checkpoint));
+  KVQ_RETURN_IF_ERROR(state->load());
+  return Engine(std::move(state));
+}
+
+const ModelConfig& Engine::config() const { return state_->config; }
+ThreadPool& Engine::threads() { return state_->threads; }
+std::string Engine::compute_name() const { return state_->ops->compute_name(); }
+
+std::string Engine::kernel_name(const PageFormat& format, bool decode) const {
+  return state_->attention->kernel_name(format, decode);
+}
+
+CacheSpec Engine::cache_spec(const LayerSpec& spec, int sinks, int window) const {
+  const ModelConfig& config = state_->config;
+  CacheSpec result = CacheSpec::uniform(spec, config.layers, config.kv_heads, config.head_dim);
+  result.sinks = sinks;
+  result.window = window;
+  return result;
+}
+
+Result<Sequence> Engine::new_sequence(std::shared_ptr<const CacheSpec> spec,
+                                      std::shared_ptr<PagePool> pool) const {
+  KVQ_RETURN_IF_ERROR(check_shape(*spec, state_->config));
+  return Sequence::create(std::move(spec), std::move(pool), state_->options.isa);
+}
+
+Result<std::span<const float>> Engine::forward(std::span<const Chunk> chunks, LogitRows rows) {
+  State& state = *state_;
+  KVQ_RETURN_IF_ERROR(check_chunks(chunks, state.config));
+  // The queries of an exact prefill read all of their chunk's rows, so it must not be cut.
+  const auto passes = cut_passes(chunks, rows, state.options.exact_prefill ? 0 : kPassRows);
+  std::size_t count = 0;
+  for (const auto& pass : passes) {
+    for (const PassItem& item : pass) count += static_cast<std::size_t>(item.logit_rows);
+  }
+  const auto vocabulary = static_cast<std::size_t>(state.config.vocabulary);
+  if (count > state.logits_capacity) {
+    KVQ_ASSIGN_OR_RETURN(state.logits, state.ops->allocate(count * vocabulary));
+    state.logits_capacity = count;
+  }
+  KVQ_ASSIGN_OR_RETURN(std::vector<Restore> restores, prepare_restores(chunks, passes));
+  float* logits = state.logits.get();
+  for (const auto& pass : passes) {
+    if (Status status = state.pass->run(pass, logits); !status) {
+      for (Restore& restore : restores) restore();
+      return tl::unexpected(std::move(status).error());
+    }
+    for (const PassItem& item : pass) {
+      logits += static_cast<std::size_t>(item.logit_rows) * vocabulary;
+    }
+  }
+  const float* host = state.ops->to_host(state.logits.get(), count * vocabulary);
+  return std::span<const float>(host, count * vocabulary);
+}
+
+}  // namespace kvq

@@ -1,0 +1,202 @@
+#include "kvq/runtime/forward_pass.h"
+
+#include <algorithm>
+#include <tuple>
+
+#include "kvq/runtime/rotary.h"
+
+namespace kvq {
+
+ForwardPass::ForwardPass(const ModelConfig& config, const ModelWeights& weights, Ops& ops,
+                         Attention& attention, ThreadPool& threads)
+    : config_(config),
+      weights_(weights),
+      ops_(ops),
+      attention_(attention),
+      threads_(threads),
+      frequencies_(rotary_frequencies(config)) {}
+
+Status ForwardPass::run(std::span<const PassItem> items, float* logits) {
+  items_ = items;
+  rows_ = 0;
+  for (const PassItem& item : items) rows_ += static_cast<int>(item.tokens.size());
+  list_wanted_rows();
+  KVQ_RETURN_IF_ERROR(reserve(rows_));
+  KVQ_RETURN_IF_ERROR(begin_chunks());
+  embed();
+  Status status = run_layers(logits);
+  if (!status) roll_back();
+  return status;
+}
+
+Status ForwardPass::reserve(int rows) {
+  if (rows <= activations_.capacity) return {};
+  activations_ = {};
+  const auto allocate = [&](int width, DeviceFloats& memory) -> Status {
+    const std::size_t count = static_cast<std::size_t>(rows) * static_cast<std::size_t>(width);
+    KVQ_ASSIGN_OR_RETURN(memory, ops_.allocate(count));
+    return {};
+  };
+  const int query_width = config_.query_heads * config_.head_dim;
+  const int kv_width = config_.kv_heads * config_.head_dim;
+  KVQ_RETURN_IF_ERROR(allocate(config_.hidden, activations_.hidden));
+  KVQ_RETURN_IF_ERROR(allocate(config_.hidden, activations_.normed));
+  KVQ_RETURN_IF_ERROR(allocate(config_.hidden, activations_.wanted));
+  KVQ_RETURN_IF_ERROR(
+      allocate(std::max(query_width + 2 * kv_width, 2 * config_.intermediate), activations_.fused));
+  KVQ_RETURN_IF_ERROR(allocate(query_width, activations_.query));
+  KVQ_RETURN_IF_ERROR(allocate(kv_width, activations_.key));
+  KVQ_RETURN_IF_ERROR(allocate(kv_width, activations_.value));
+  KVQ_RETURN_IF_ERROR(allocate(query_width, activations_.attention));
+  KVQ_RETURN_IF_ERROR(allocate(config_.intermediate, activations_.gated));
+  KVQ_RETURN_IF_ERROR(allocate(config_.head_dim / 2, activations_.cosine));
+  KVQ_RETURN_IF_ERROR(allocate(config_.head_dim / 2, activations_.sine));
+  activations_.capacity = rows;
+  return {};
+}
+
+void ForwardPass::list_wanted_rows() {
+  wanted_rows_.clear();
+  int end = 0;
+  for (const PassItem& item : items_) {
+    end += static_cast<int>(item.tokens.size());
+    for (int row = end - item.logit_rows; row < end; ++row) wanted_rows_.push_back(row);
+  }
+}
+
+Status ForwardPass::begin_chunks() {
+  starts_.clear();
+  for (const PassItem& item : items_) {
+    const std::int64_t start = item.sequence->length();
+    if (Status status = item.sequence->begin_chunk(static_cast<int>(item.tokens.size())); !status) {
+      roll_back();
+      return status;
+    }
+    starts_.push_back(start);
+  }
+  return {};
+}
+
+// For the items of starts_. truncate() cannot fail on a cut inside the sequence with no chunk open,
+// and is exact inside the newest chunk.
+void ForwardPass::roll_back() {
+  for (std::size_t i = 0; i < starts_.size(); ++i) {
+    Sequence& sequence = *items_[i].sequence;
+    sequence.abort_chunk();
+    if (sequence.length() > starts_[i]) std::ignore = sequence.truncate(starts_[i]);
+  }
+}
+
+void ForwardPass::embed() {
+  tokens_.clear();
+  positions_.clear();
+  for (std::size_t i = 0; i < items_.size(); ++i) {
+    tokens_.insert(tokens_.end(), items_[i].tokens.begin(), items_[i].tokens.end());
+    for (std::size_t t = 0; t < items_[i].tokens.size(); ++t) {
+      positions_.push_back(starts_[i] + static_cast<std::int64_t>(t));
+    }
+  }
+  ops_.embed(weights_.embedding, tokens_, activations_.hidden.get());
+  ops_.rotary_table(positions_, frequencies_, activations_.cosine.get(), activations_.sine.get());
+}
+
+Status ForwardPass::run_layers(float* logits) {
+  const int last = config_.layers - 1;
+  for (int layer = 0; layer < last; ++layer) {
+    KVQ_RETURN_IF_ERROR(project_heads(layer));
+    KVQ_RETURN_IF_ERROR(append(layer));
+    KVQ_RETURN_IF_ERROR(attend(layer, false));
+    KVQ_RETURN_IF_ERROR(feed_forward(layer, activations_.hidden.get(), rows_));
+  }
+  KVQ_RETURN_IF_ERROR(project_heads(last));
+  KVQ_RETURN_IF_ERROR(append(last));
+  const int rows = static_cast<int>(wanted_rows_.size());
+  if (rows == 0) return {};
+  KVQ_RETURN_IF_ERROR(attend(last, true));
+  float* wanted = activations_.wanted.get();
+  KVQ_RETURN_IF_ERROR(feed_forward(last, wanted, rows));
+  KVQ_RETURN_IF_ERROR(norm(wanted, weights_.final_norm, rows, "output", last));
+  KVQ_RETURN_IF_ERROR(
+      ops_.multiply(*weights_.output, activations_.normed.get(), rows, false, logits));
+  const std::size_t count = wanted_rows_.size() * static_cast<std::size_t>(config_.vocabulary);
+  if (!ops_.all_finite(logits, count)) return fail("logits: found numbers that are not finite");
+  return {};
+}
+
+Status ForwardPass::norm(const float* hidden, const DeviceFloats& weight, int rows,
+                         const char* what, int layer) {
+  if (ops_.rms_norm(hidden, weight.get(), static_cast<float>(config_.norm_epsilon), rows,
+                    config_.hidden, activations_.normed.get())) {
+    return {};
+  }
+  return fail("layer {}, {}: found activations that are not finite", layer, what);
+}
+
+Status ForwardPass::project_heads(int layer) {
+  const LayerWeights& weights = weights_.layers[static_cast<std::size_t>(layer)];
+  KVQ_RETURN_IF_ERROR(
+      norm(activations_.hidden.get(), weights.attention_norm, rows_, "input of attention", layer));
+  KVQ_RETURN_IF_ERROR(ops_.multiply(*weights.query_key_value, activations_.normed.get(), rows_,
+                                    false, activations_.fused.get()));
+  const HeadShape shape = {config_.query_heads,    config_.kv_heads,
+                           config_.head_dim,       weights.query_norm.get(),
+                           weights.key_norm.get(), static_cast<float>(config_.norm_epsilon)};
+  ops_.split_heads(shape, activations_.fused.get(), activations_.cosine.get(),
+                   activations_.sine.get(), rows_,
+                   {activations_.query.get(), activations_.key.get(), activations_.value.get()});
+  return {};
+}
+
+Status ForwardPass::append(int layer) {
+  const std::ptrdiff_t kv_width = std::ptrdiff_t{config_.kv_heads} * config_.head_dim;
+  append_items_.clear();
+  std::ptrdiff_t row = 0;
+  for (const PassItem& item : items_) {
+    append_items_.push_back({item.sequence, activations_.key.get() + row * kv_width,
+                             activations_.value.get() + row * kv_width});
+    row += static_cast<std::ptrdiff_t>(item.tokens.size());
+  }
+  return kvq::append(append_items_, layer, threads_);
+}
+
+// hidden += W_o attention(query, caches). Where `only_wanted`, the result is only computed for the
+// wanted rows, and goes to activations_.wanted.
+Status ForwardPass::attend(int layer, bool only_wanted) {
+  const std::ptrdiff_t width = std::ptrdiff_t{config_.query_heads} * config_.head_dim;
+  views_.clear();
+  attention_items_.clear();
+  for (const PassItem& item : items_) views_.push_back(item.sequence->view(layer));
+  std::ptrdiff_t end = 0;
+  std::ptrdiff_t output_row = 0;
+  for (std::size_t i = 0; i < items_.size(); ++i) {
+    const auto tokens = static_cast<int>(items_[i].tokens.size());
+    const int queries = only_wanted ? items_[i].logit_rows : tokens;
+    end += tokens;
+    if (queries == 0) continue;
+    attention_items_.push_back({&views_[i], activations_.query.get() + (end - queries) * width,
+                                activations_.attention.get() + output_row * width, queries});
+    output_row += queries;
+  }
+  KVQ_RETURN_IF_ERROR(attention_.run(attention_items_, threads_));
+  float* hidden = activations_.hidden.get();
+  if (only_wanted) {
+    hidden = activations_.wanted.get();
+    ops_.gather_rows(activations_.hidden.get(), wanted_rows_, config_.hidden, hidden);
+  }
+  return ops_.multiply(*weights_.layers[static_cast<std::size_t>(layer)].attention_output,
+                       activations_.attention.get(), static_cast<int>(output_row), true, hidden);
+}
+
+// hidden += W_down (silu(gate) * up).
+//   hidden  device [rows, hidden]
+Status ForwardPass::feed_forward(int layer, float* hidden, int rows) {
+  const LayerWeights& weights = weights_.layers[static_cast<std::size_t>(layer)];
+  KVQ_RETURN_IF_ERROR(norm(hidden, weights.mlp_norm, rows, "output of attention", layer));
+  KVQ_RETURN_IF_ERROR(ops_.multiply(*weights.gate_up, activations_.normed.get(), rows, false,
+                                    activations_.fused.get()));
+  ops_.silu_multiply(activations_.fused.get(), rows, config_.intermediate,
+                     activations_.gated.get());
+  return ops_.multiply(*weights.down, activations_.gated.get(), rows, true, hidden);
+}
+
+}  // namespace kvq

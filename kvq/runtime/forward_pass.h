@@ -1,0 +1,96 @@
+// One pass of a transformer decoder over a batch of token rows, written once for all architectures
+// and devices.
+//
+//   hidden = embedding of the tokens                               [rows, hidden]
+//   each layer:
+//     q, k, v = rotate(norm?(split(W_qkv norm(hidden))))           k, v go to the caches
+//     hidden += W_o attention(q, caches)
+//     hidden += W_down (silu(gate) * up),  gate, up = W_gate_up norm(hidden)
+//   logits = W_output norm(hidden)                                 of the rows asked for
+//
+// After the last layer's keys and values are stored, only rows whose logits are wanted go on.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kvq/attention/attention.h"
+#include "kvq/base/status.h"
+#include "kvq/base/thread_pool.h"
+#include "kvq/cache/sequence.h"
+#include "kvq/model/config.h"
+#include "kvq/runtime/ops.h"
+#include "kvq/runtime/weights.h"
+
+namespace kvq {
+
+struct PassItem {
+  Sequence* sequence;
+  std::span<const int> tokens;
+  int logit_rows;  // logits of this many of the last tokens are wanted
+};
+
+class ForwardPass {
+ public:
+  // Everything outlives it.
+  ForwardPass(const ModelConfig& config, const ModelWeights& weights, Ops& ops,
+              Attention& attention, ThreadPool& threads);
+
+  // Appends every item's tokens to its sequence. Items have different sequences, at least one token
+  // and token ids below the vocabulary. On an error every sequence is as it was before.
+  //   logits  device [sum of logit_rows, vocabulary], items in order
+  Status run(std::span<const PassItem> items, float* logits);
+
+ private:
+  // Device memory for `capacity` rows.
+  struct Activations {
+    int capacity = 0;
+    DeviceFloats hidden;     // [rows, hidden]
+    DeviceFloats normed;     // [rows, hidden]
+    DeviceFloats wanted;     // [rows, hidden], hidden of the rows that go on
+    DeviceFloats fused;      // [rows, q + k + v] or [rows, gate + up]
+    DeviceFloats query;      // [rows, query_heads, head_dim]
+    DeviceFloats key;        // [rows, kv_heads, head_dim]
+    DeviceFloats value;      // [rows, kv_heads, head_dim]
+    DeviceFloats attention;  // [rows, query_heads, head_dim]
+    DeviceFloats gated;      // [rows, intermediate]
+    DeviceFloats cosine;     // [rows, head_dim / 2]
+    DeviceFloats sine;       // [rows, head_dim / 2]
+  };
+
+  Status begin_chunks();
+  void roll_back();
+  void embed();
+  Status run_layers(float* logits);
+  Status project_heads(int layer);
+  Status append(int layer);
+  Status attend(int layer, bool only_wanted);
+  Status feed_forward(int layer, float* hidden, int rows);
+  Status norm(const float* hidden, const DeviceFloats& weight, int rows, const char* what,
+              int layer);
+  void list_wanted_rows();
+  Status reserve(int rows);
+
+  const ModelConfig& config_;
+  const ModelWeights& weights_;
+  Ops& ops_;
+  Attention& attention_;
+  ThreadPool& threads_;
+  std::vector<float> frequencies_;
+
+  // Of the running pass.
+  std::span<const PassItem> items_;
+  int rows_ = 0;
+  std::vector<std::int64_t> starts_;  // length of each item's sequence before the pass
+  std::vector<int> wanted_rows_;
+  Activations activations_;
+  // Kept for their memory.
+  std::vector<int> tokens_;
+  std::vector<std::int64_t> positions_;
+  std::vector<AppendItem> append_items_;
+  std::vector<LayerView> views_;
+  std::vector<AttentionItem> attention_items_;
+};
+
+}  // namespace kvq
