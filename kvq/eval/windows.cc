@@ -1,0 +1,48 @@
+#include "kvq/eval/windows.h"
+
+#include <algorithm>
+
+#include "kvq/runtime/generate.h"
+
+namespace kvq {
+
+Result<std::vector<TokenWindow>> cut_windows(const Tokenizer& tokenizer, std::string_view text,
+                                             const WindowOptions& options) {
+  KVQ_ASSIGN_OR_RETURN(const TokenWindow begin, tokenizer.encode("", true));
+  KVQ_ASSIGN_OR_RETURN(const std::vector<int> tokens, tokenizer.encode(text, false));
+  const std::size_t step = static_cast<std::size_t>(options.tokens) - begin.size();
+  std::vector<TokenWindow> windows;
+  for (std::size_t start = 0; start + step <= tokens.size(); start += step) {
+    if (static_cast<int>(windows.size()) == options.count) break;
+    TokenWindow& window = windows.emplace_back(begin);
+    const auto first = tokens.begin() + static_cast<std::ptrdiff_t>(start);
+    window.insert(window.end(), first, first + static_cast<std::ptrdiff_t>(step));
+  }
+  if (windows.empty()) {
+    return fail("the text has {} tokens, a window needs {}", tokens.size(), step);
+  }
+  return windows;
+}
+
+Result<std::vector<TokenWindow>> write_windows(Engine& engine, const Tokenizer& tokenizer,
+                                               const WindowOptions& options, std::uint64_t seed,
+                                               std::shared_ptr<PagePool> pool) {
+  KVQ_ASSIGN_OR_RETURN(TokenWindow begin, tokenizer.encode("", true));
+  if (begin.empty()) {
+    KVQ_ASSIGN_OR_RETURN(begin, tokenizer.encode("\n", true));
+  }
+  std::vector<TokenWindow> windows(static_cast<std::size_t>(options.count), begin);
+  GenerateOptions generation;
+  generation.max_new_tokens = options.tokens - static_cast<int>(begin.size());
+  generation.sampling = {.temperature = 1, .top_k = 0, .top_p = 1, .seed = seed};
+  generation.ignore_stop_tokens = true;
+  const auto spec = std::make_shared<const CacheSpec>(engine.cache_spec(LayerSpec{}, 0, 64));
+  KVQ_ASSIGN_OR_RETURN(const Generation written,
+                       generate(engine, windows, spec, std::move(pool), generation));
+  for (std::size_t i = 0; i < windows.size(); ++i) {
+    windows[i].insert(windows[i].end(), written.tokens[i].begin(), written.tokens[i].end());
+  }
+  return windows;
+}
+
+}  // namespace kvq

@@ -1,0 +1,35 @@
+// Token windows that text scores are taken over.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string_view>
+#include <vector>
+
+#include "kvq/cache/page_pool.h"
+#include "kvq/model/tokenizer.h"
+#include "kvq/runtime/engine.h"
+
+namespace kvq {
+
+// Token ids of one window; the first is the begin token where the tokenizer adds one.
+using TokenWindow = std::vector<int>;
+
+struct WindowOptions {
+  int count = 8;      // windows, at most
+  int tokens = 1024;  // in each, the begin token included
+};
+
+// Consecutive windows of a text: the begin token, then the next tokens of the text, encoded whole
+// and without special tokens. Only full windows are cut; fewer than `count` where the text is
+// short, an error where it holds none.
+Result<std::vector<TokenWindow>> cut_windows(const Tokenizer& tokenizer, std::string_view text,
+                                             const WindowOptions& options);
+
+// Windows that the model writes itself: sampled at temperature 1 on a 16-bit cache, the same for
+// the same seed. A stop token does not end a window.
+Result<std::vector<TokenWindow>> write_windows(Engine& engine, const Tokenizer& tokenizer,
+                                               const WindowOptions& options, std::uint64_t seed,
+                                               std::shared_ptr<PagePool> pool);
+
+}  // namespace kvq
