@@ -1,0 +1,168 @@
+// kvq bench generate: prompt and decode speed of a model on several formats, in turns.
+#include <algorithm>
+#include <random>
+
+#include "apps/kvq/command.h"
+#include "apps/kvq/options.h"
+#include "apps/kvq/output.h"
+#include "apps/kvq/samples.h"
+#include "kvq/base/progress.h"
+#include "kvq/runtime/generate.h"
+
+namespace kvq {
+namespace {
+
+struct BenchGenerateOptions {
+  ModelOptions model;
+  MachineOptions machine;
+  CacheOptions cache;
+  JsonOption json;
+  int prompt_tokens = 1024;
+  int new_tokens = 128;
+  int batch = 1;
+  int rounds = 5;
+  std::uint64_t seed = 0;
+};
+
+struct FormatSpeed {
+  std::string name;
+  std::shared_ptr<const CacheSpec> spec;
+  std::string kernel;
+  Samples prefill;  // tokens a second, one a round
+  Samples decode;
+  ByteCount bytes;
+  std::int64_t bytes_16bit = 0;
+};
+
+// The same random tokens for every format and round.
+std::vector<std::vector<int>> make_prompts(const BenchGenerateOptions& options, int vocabulary) {
+  std::mt19937_64 random(options.seed);
+  std::uniform_int_distribution<int> token(0, vocabulary - 1);
+  std::vector<std::vector<int>> prompts(static_cast<std::size_t>(options.batch));
+  for (std::vector<int>& prompt : prompts) {
+    prompt.resize(static_cast<std::size_t>(options.prompt_tokens));
+    for (int& id : prompt) id = token(random);
+  }
+  return prompts;
+}
+
+Status measure(const BenchGenerateOptions& options, Engine& engine,
+               std::vector<FormatSpeed>& formats) {
+  const auto prompts = make_prompts(options, engine.config().vocabulary);
+  GenerateOptions generation;
+  generation.max_new_tokens = options.new_tokens;
+  generation.ignore_stop_tokens = true;
+  Progress progress("generate", static_cast<long>(formats.size()) * options.rounds);
+  for (int round = 0; round < options.rounds; ++round) {
+    for (FormatSpeed& format : formats) {
+      KVQ_ASSIGN_OR_RETURN(const Generation made, generate(engine, prompts, format.spec,
+                                                           options.cache.pool(), generation));
+      format.prefill.add(static_cast<double>(made.prefill_tokens) / made.prefill_seconds);
+      format.decode.add(static_cast<double>(made.decode_tokens) / made.decode_seconds);
+      format.bytes = made.bytes;
+      format.bytes_16bit = cache_bytes_16bit(*format.spec, made.cached_tokens);
+      progress.advance();
+    }
+  }
+  return {};
+}
+
+void print(std::FILE* out, const BenchGenerateOptions& options, const Engine& engine, int threads,
+           const std::vector<FormatSpeed>& formats) {
+  fmt::print(out, "{}, weights in {}, {} threads; {} sequences of {} + {} tokens, {} rounds\n\n",
+             options.model.label(), engine.compute_name(), threads, options.batch,
+             options.prompt_tokens, options.new_tokens, options.rounds);
+  Table table({"format", "prompt tokens/s", "best", "new tokens/s", "best", "cache", "of 16 bits"});
+  for (const FormatSpeed& format : formats) {
+    const std::int64_t bytes = format.bytes.pages + format.bytes.exact;
+    table.add({format.name, with_commas(format.prefill.median()),
+               with_commas(format.prefill.largest()), with_commas(format.decode.median()),
+               with_commas(format.decode.largest()), human_bytes(bytes),
+               fmt::format("{:.0f} %", 100.0 * static_cast<double>(bytes) /
+                                           static_cast<double>(format.bytes_16bit))});
+  }
+  table.print(out);
+}
+
+nlohmann::ordered_json to_json(const BenchGenerateOptions& options, const Engine& engine,
+                               int threads, const std::vector<FormatSpeed>& formats) {
+  nlohmann::ordered_json entries = nlohmann::ordered_json::array();
+  for (const FormatSpeed& format : formats) {
+    entries.push_back({{"name", format.name},
+                       {"kernel", format.kernel},
+                       {"effective_bits", effective_bits(*format.spec)},
+                       {"prefill_tokens_per_s", format.prefill.median()},
+                       {"prefill_tokens_per_s_best", format.prefill.largest()},
+                       {"decode_tokens_per_s", format.decode.median()},
+                       {"decode_tokens_per_s_best", format.decode.largest()},
+                       {"cache_bytes", format.bytes.pages + format.bytes.exact},
+                       {"cache_bytes_16bit", format.bytes_16bit}});
+  }
+  return {{"model", options.model.label()},
+          {"weights", engine.compute_name()},
+          {"threads", threads},
+          {"batch", options.batch},
+          {"prompt_tokens", options.prompt_tokens},
+          {"new_tokens", options.new_tokens},
+          {"rounds", options.rounds},
+          {"formats", std::move(entries)}};
+}
+
+Result<int> run_bench_generate(const BenchGenerateOptions& options) {
+  KVQ_RETURN_IF_ERROR(options.json.check());
+  KVQ_ASSIGN_OR_RETURN(LoadedModel model, load_model(options.model, options.machine));
+  Engine& engine = model.engine;
+  const int context = engine.config().context;
+  if (options.prompt_tokens + options.new_tokens > context) {
+    return fail("{} + {} tokens exceed the model's context of {}", options.prompt_tokens,
+                options.new_tokens, context);
+  }
+  std::vector<FormatSpeed> formats;
+  for (const LayerSpec& layer :
+       options.cache.layer_specs({"k16v16", "k8v8", "k4v4", "k4v2", "k2v2"})) {
+    FormatSpeed format;
+    format.name = to_string(layer);
+    KVQ_ASSIGN_OR_RETURN(format.spec, make_cache_spec(engine, layer, options.cache));
+    KVQ_ASSIGN_OR_RETURN(const PageFormat page,
+                         PageFormat::create(layer, engine.config().head_dim));
+    format.kernel = engine.kernel_name(page, /*decode=*/true);
+    formats.push_back(std::move(format));
+  }
+  KVQ_RETURN_IF_ERROR(measure(options, engine, formats));
+  const int threads = engine.threads().size();
+  print(options.json.tables(), options, engine, threads, formats);
+  KVQ_RETURN_IF_ERROR(options.json.write(to_json(options, engine, threads, formats)));
+  return 0;
+}
+
+}  // namespace
+
+Command add_bench_generate(CLI::App& bench) {
+  CLI::App* app =
+      bench.add_subcommand("generate", "Prompt and decode tokens/s, formats taking turns");
+  auto options = std::make_shared<BenchGenerateOptions>();
+  options->model.add(*app);
+  options->cache.add(*app, /*several=*/true);
+  app->add_option("--prompt-tokens", options->prompt_tokens, "Tokens of each prompt [1024]")
+      ->type_name("N")
+      ->check(CLI::Range(1, 1 << 24));
+  app->add_option("--new-tokens", options->new_tokens, "Tokens made after each [128]")
+      ->type_name("N")
+      ->check(CLI::Range(2, 1 << 24));
+  app->add_option("--batch", options->batch, "Sequences decoded together [1]")
+      ->type_name("N")
+      ->check(CLI::Range(1, 4096));
+  app->add_option("--rounds", options->rounds, "Times that every format runs [5]")
+      ->type_name("N")
+      ->check(CLI::Range(1, 10000));
+  app->add_option("--seed", options->seed, "Seed of the random prompt [0]")->type_name("N");
+  options->machine.add_prefill(*app);
+  options->machine.add_threads(*app);
+  options->machine.add_isa(*app);
+  options->machine.add_device(*app);
+  options->json.add(*app);
+  app->footer("Each figure is the median of the rounds, with the best beside it.");
+  return {app, [options] { return run_bench_generate(*options); }};
+}
+
+}  // namespace kvq

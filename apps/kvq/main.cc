@@ -1,0 +1,70 @@
+// kvq: run a language model on a packed low-bit key/value cache.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <exception>
+#include <new>
+#include <vector>
+
+#include "apps/kvq/command.h"
+#include "apps/kvq/help_format.h"
+
+namespace {
+
+constexpr int kFailed = 1;
+constexpr int kWrongCommandLine = 2;
+
+int run_command(const std::vector<kvq::Command>& commands) {
+  for (const kvq::Command& command : commands) {
+    if (!command.app->parsed()) continue;
+    const kvq::Result<int> status = command.run();
+    if (status) return *status;
+    fmt::print(stderr, "kvq: {}\n", status.error().message);
+    return kFailed;
+  }
+  fmt::print(
+      stderr,
+      "kvq: expected a command: info, generate, eval, bench append, bench attention or bench "
+      "generate\n");
+  return kWrongCommandLine;
+}
+
+int run(int argument_count, char** arguments) {
+  CLI::App root("Run a language model on a packed low-bit key/value cache.", "kvq");
+  root.formatter(std::make_shared<kvq::HelpFormat>());
+  root.require_subcommand(0, 1);
+  root.set_version_flag("--version", "kvq " KVQ_VERSION, "Print the version and exit");
+  root.footer(
+      "MODEL is a directory with config.json, *.safetensors and tokenizer.json, or the id of a\n"
+      "Hugging Face model in the local cache; without one, the embedded demo model runs.\n"
+      "Exit status: 0 done, 1 failed, 2 wrong command line, 130 interrupted.");
+  std::vector<kvq::Command> commands = {kvq::add_info(root), kvq::add_generate(root),
+                                        kvq::add_eval(root)};
+  CLI::App* bench = root.add_subcommand("bench", "Measure speed");
+  bench->require_subcommand(0, 1);
+  commands.push_back(kvq::add_bench_append(*bench));
+  commands.push_back(kvq::add_bench_generate(*bench));
+  try {
+    root.parse(argument_count, arguments);
+  } catch (const CLI::Success& help) {
+    return root.exit(help);
+  } catch (const CLI::ParseError& error) {
+    fmt::print(stderr, "kvq: {}\n", error.what());
+    return kWrongCommandLine;
+  }
+  return run_command(commands);
+}
+
+}  // namespace
+
+int main(int argument_count, char** arguments) {
+  try {
+    return run(argument_count, arguments);
+  } catch (const std::bad_alloc&) {
+    std::fputs("kvq: out of memory\n", stderr);
+  } catch (const std::exception& error) {
+    std::fputs("kvq: ", stderr);
+    std::fputs(error.what(), stderr);
+    std::fputs("\n", stderr);
+  }
+  return kFailed;
+}
