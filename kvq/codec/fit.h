@@ -1,17 +1,52 @@
 // Choosing scales, centers and codes: the arithmetic of a packed page, defined to the last bit.
 //
-// Everything is IEEE 754 binary32, round to nearest even, subnormals kept, no fused multiply-add,
-// no approximate reciprocals. An implementation that follows the steps below writes the same bytes.
+// Every operation is IEEE 754 binary32 with round to nearest even, subnormals kept; no fused
+// multiply-add, no approximate reciprocal. An implementation that does the same operations in the
+// same order writes the same bytes, whatever its vectors or threads are.
 //
-//   line     = the members of a group that lie along its axis: the channels of one token (token
-//              axis) or the tokens of one channel (channel axis). A group is 1, 2 or 4 adjacent
-//              lines of equally many members; members are numbered from 0 inside the group's line.
-//   sum(f)   = four partial sums a line, partial p adds f(member) for members p, p + 4, p + 8, ...
-//              in rising order, starting from +0; the line is (p0 + p2) + (p1 + p3); 2 lines are
-//              l0 + l1, 4 lines are (l0 + l1) + (l2 + l3).
-//   half(x)  = x limited to [-65504, 65504], then rounded to fp16 (ties to even, subnormals kept).
-//   code(x)  = round(min(max((x - center) * (1 / scale) + mid, 0), levels - 1)), ties to even, with
-//              1 / scale replaced by 0 where scale = 0.
+//   line      the members of a group that lie along its axis: the channels of one token (token
+//             axis) or the tokens of one channel (channel axis). A group is 1, 2 or 4 adjacent
+//             lines of equally many members (a multiple of 16); count = all its members.
+//   sum(f)    per line, partial sum p (0 to 3) starts from +0 and adds f(member) for the members p,
+//             p + 4, p + 8, .. of the group in this order; the line's is (p0 + p2) + (p1 + p3). Two
+//             lines are l0 + l1, four are (l0 + l1) + (l2 + l3).
+//   half(x)   x limited to +-65504, then rounded to fp16.
+//   inverse(s)  1 / s, but 0 unless s > 0.
+//   round(p)  p + 1.5 * 2^23 limited to 1.5 * 2^23 .. that + levels - 1, less 1.5 * 2^23: the
+//   nearest
+//             code, ties to even.
+//   mid = (levels - 1) / 2; low, high = least and greatest member.
+//
+// The code of x is round((x - center) * inverse(scale) + mid) with the fp16 scale and center, which
+// are, for symmetric parameters (center = 0):
+//   minmax    scale = half(max(-low, high) / mid)
+//   mse       widest = max(-low, high) / mid, mean = sum(|x|) / count. For each candidate's ratio
+//             (base = mean or widest, as the candidate says), and last with the best scale so far
+//             as trial:
+//               trial = base * ratio
+//               level = round(x * inverse(trial) + mid) - mid
+//               product = sum(x * level), square = sum(level * level)
+//               scale = product / square (0 if square = 0), the least squares fit to these levels
+//               gain = product * scale, what this takes off the squared error
+//             The greatest gain wins (the first of equals; scale = widest if none exceeds 0);
+//             scale = half(its scale).
+// and for affine parameters:
+//   minmax    scale = half((high - low) / (levels - 1)), center = half((high + low) * 0.5)
+//   mse       base = (high - low) / (levels - 1), middle = (high + low) * 0.5, d = x - middle,
+//             total = sum(d). For each candidate's ratio and offset:
+//               trial = base * ratio
+//               code = round(d * inverse(trial) + (mid - offset))
+//               product = sum(d * code), square = sum(code * code), codes = sum(code)
+//               mean = codes / count
+//               covariance = product - total * mean, variance = square - codes * mean
+//               scale = covariance / variance, 0 unless both exceed 0
+//               gain = covariance * scale
+//               center = middle + (total / count - scale * (mean - mid))
+//             and last with trial = the best scale so far and mid - (center - middle) *
+//             inverse(trial) for mid - offset. The greatest gain wins (scale = base, center =
+//             middle if none exceeds 0); both are rounded by half().
+//
+// The candidates stand in fit_candidates.inl, with what they lose against an exhaustive search.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +59,7 @@ enum class Isa;
 struct FitTask {
   const float* values = nullptr;  // [members, lines]: token axis [head_dim, 64 tokens], channel
                                   // axis [64 tokens, head_dim]
-  int members = 0;                // multiples of 16
+  int members = 0;                // all members of a line; members and lines are multiples of 16
   int lines = 0;
   int group_members = 0;  // members of a line that share a scale; the last group may have fewer
   int group_lines = 1;    // adjacent lines that share it: 1, 2 or 4
@@ -42,7 +77,7 @@ struct FitTask {
 // One instruction set's kernels. All give the same bits.
 struct FitKernels {
   void (*fit)(const FitTask& task);
-  // In place, rows [count, head_dim]; block is a power of two that divides head_dim, >= 16.
+  // In place, rows [count, head_dim]; block is a power of two that divides head_dim, 16 to 256.
   void (*hadamard)(float* rows, int count, int head_dim, int block);
   // rows [64, head_dim] -> columns [head_dim, 64]
   void (*transpose)(const float* rows, int head_dim, float* columns);

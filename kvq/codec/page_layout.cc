@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstring>
+#include <vector>
 
 namespace kvq {
 namespace {
@@ -122,6 +123,16 @@ void read_ternary(const std::byte* block, int quads, std::uint32_t* words) {
   }
 }
 
+// parameter_depth_offset() of every depth group.
+std::vector<int> depth_offsets(const TensorFormat& format) {
+  std::vector<int> offsets;
+  offsets.reserve(static_cast<std::size_t>(format.depth));
+  for (int depth = 0; depth < format.depth; depth += format.group_depth) {
+    offsets.push_back(parameter_depth_offset(format, depth));
+  }
+  return offsets;
+}
+
 }  // namespace
 
 void write_block(Bits bits, const std::uint32_t* words, int depth, std::byte* block) {
@@ -157,22 +168,37 @@ void read_block(Bits bits, const std::byte* block, int depth, std::uint32_t* wor
   }
 }
 
-void write_parameters(const TensorFormat& format, const ParameterGrid& grid, std::byte* section) {
-  std::array<Half, kMaxParameters> numbers{};
+int row_group_count(const TensorFormat& format) {
   const int rows = format.is_key ? kPageTokens : format.head_dim;
-  std::array<int, 256> depth_offsets;
-  int depth_groups = 0;
-  for (int depth = 0; depth < format.depth; depth += format.group_depth) {
-    depth_offsets[depth_groups++] = parameter_depth_offset(format, depth);
-  }
-  for (int row = 0, r = 0; row < rows; row += format.group_rows, ++r) {
-    const int row_offset = parameter_row_offset(format, row);
-    for (int d = 0; d < depth_groups; ++d) {
-      numbers[row_offset + depth_offsets[d]] =
-          grid.values[r * grid.row_stride + d * grid.depth_stride];
-    }
+  return (rows + format.group_rows - 1) / format.group_rows;
+}
+
+int depth_group_count(const TensorFormat& format) {
+  return (format.depth + format.group_depth - 1) / format.group_depth;
+}
+
+void write_parameters(const TensorFormat& format, const ParameterGrid& grid, std::byte* section) {
+  const std::vector<int> depths = depth_offsets(format);
+  const int rows = row_group_count(format);
+  std::array<Half, kMaxParameters> numbers{};
+  for (int r = 0; r < rows; ++r) {
+    Half* to = numbers.data() + parameter_row_offset(format, r * format.group_rows);
+    const Half* from = grid.values + r * grid.row_stride;
+    for (std::size_t d = 0; d < depths.size(); ++d, from += grid.depth_stride)
+      to[depths[d]] = *from;
   }
   std::memcpy(section, numbers.data(), static_cast<std::size_t>(format.parameter_count) * 2);
+}
+
+void read_parameters(const TensorFormat& format, const std::byte* section, float* grid) {
+  std::array<Half, kMaxParameters> numbers;
+  std::memcpy(numbers.data(), section, static_cast<std::size_t>(format.parameter_count) * 2);
+  const std::vector<int> depths = depth_offsets(format);
+  const int rows = row_group_count(format);
+  for (int r = 0; r < rows; ++r) {
+    const Half* from = numbers.data() + parameter_row_offset(format, r * format.group_rows);
+    for (const int depth : depths) *grid++ = to_float(from[depth]);
+  }
 }
 
 void write_tensor(const TensorFormat& format, const std::uint32_t* words,

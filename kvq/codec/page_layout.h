@@ -27,8 +27,14 @@ struct ParameterGrid {
   int depth_stride;
 };
 
+// Groups along the rows that exist (V: channels below head_dim) and along the depth.
+int row_group_count(const TensorFormat& format);
+int depth_group_count(const TensorFormat& format);
+
 // One scales or centers section, written whole (unused places are zero).
 void write_parameters(const TensorFormat& format, const ParameterGrid& grid, std::byte* section);
+// The same numbers, [row groups][depth groups].
+void read_parameters(const TensorFormat& format, const std::byte* section, float* grid);
 
 // The K or V part of a page, written whole. centers is ignored where the format has none.
 void write_tensor(const TensorFormat& format, const std::uint32_t* words,

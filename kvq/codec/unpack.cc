@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <array>
 #include <cstring>
 
@@ -26,21 +27,47 @@ void unpack_unquantized(const TensorFormat& format, const std::byte* page, float
   }
 }
 
+// Calls body(row of the tensor, depth, code) for every code that exists.
+template <typename Body>
+void for_each_code(const TensorFormat& format, const std::byte* page, Body body) {
+  std::array<std::uint32_t, kMaxTensorWords> words;
+  const int all_rows = format.is_key ? kPageTokens : format.head_dim;
+  for (int block = 0; block < format.blocks; ++block) {
+    const int first_row = block * kBlockRows;
+    const int rows = std::min(kBlockRows, all_rows - first_row);
+    read_block(format.spec.bits, page + format.planes_offset + block * format.block_bytes,
+               format.depth, words.data());
+    for (int row = 0; row < rows; ++row) {
+      for (int depth = 0; depth < format.depth; depth += 4) {
+        const std::uint32_t word = words[depth / 4 * kBlockRows + row];
+        for (int i = 0; i < 4; ++i) body(first_row + row, depth + i, (word >> (8 * i)) & 0xffU);
+      }
+    }
+  }
+}
+
 void unpack_tensor(const TensorFormat& format, const std::byte* page, float* rows) {
   if (format.spec.bits == Bits::k16) return unpack_unquantized(format, page, rows);
   const int head_dim = format.head_dim;
-  std::array<std::uint8_t, static_cast<std::size_t>(kPageTokens) * 256> codes;
-  unpack_codes(format, page, codes.data());
-  const float mid = middle(format.spec.bits);
-  for (int token = 0; token < kPageTokens; ++token) {
-    for (int channel = 0; channel < head_dim; ++channel) {
-      const int group = parameter_index(format, token, channel);
-      const float scale = to_float(half_at(page + format.scales_offset, group));
-      const int at = token * head_dim + channel;
-      rows[at] = scale * (static_cast<float>(codes[at]) - mid);
-      if (format.has_centers()) rows[at] += to_float(half_at(page + format.centers_offset, group));
-    }
+  const int depth_groups = depth_group_count(format);
+  std::array<float, kMaxParameters> scales;
+  std::array<float, kMaxParameters> centers{};
+  read_parameters(format, page + format.scales_offset, scales.data());
+  if (format.has_centers()) read_parameters(format, page + format.centers_offset, centers.data());
+  std::array<int, 256> row_group;
+  std::array<int, 256> depth_group;
+  for (int i = 0; i < 256; ++i) {
+    row_group[i] = i / format.group_rows * depth_groups;
+    depth_group[i] = i / format.group_depth;
   }
+  const float mid = middle(format.spec.bits);
+  const int row_stride = format.is_key ? head_dim : 1;
+  const int depth_stride = format.is_key ? 1 : head_dim;
+  for_each_code(format, page, [&](int row, int depth, std::uint32_t code) {
+    const int group = row_group[row] + depth_group[depth];
+    rows[row * row_stride + depth * depth_stride] =
+        scales[group] * (static_cast<float>(code) - mid) + centers[group];
+  });
   if (format.spec.rotation == Rotation::kHadamard) {
     hadamard_rows(rows, kPageTokens, head_dim, host_isa());
   }
@@ -49,23 +76,11 @@ void unpack_tensor(const TensorFormat& format, const std::byte* page, float* row
 }  // namespace
 
 void unpack_codes(const TensorFormat& format, const std::byte* page, std::uint8_t* codes) {
-  std::array<std::uint32_t, kMaxTensorWords> words;
-  for (int block = 0; block < format.blocks; ++block) {
-    read_block(format.spec.bits, page + format.planes_offset + block * format.block_bytes,
-               format.depth, words.data());
-    for (int quad = 0; quad < format.depth / 4; ++quad) {
-      for (int row = 0; row < kBlockRows; ++row) {
-        const std::uint32_t word = words[quad * kBlockRows + row];
-        for (int i = 0; i < 4; ++i) {
-          const int depth = 4 * quad + i;
-          const int token = format.is_key ? row : depth;
-          const int channel = format.is_key ? depth : block * kBlockRows + row;
-          if (channel >= format.head_dim) continue;
-          codes[token * format.head_dim + channel] = static_cast<std::uint8_t>(word >> (8 * i));
-        }
-      }
-    }
-  }
+  const int row_stride = format.is_key ? format.head_dim : 1;
+  const int depth_stride = format.is_key ? 1 : format.head_dim;
+  for_each_code(format, page, [&](int row, int depth, std::uint32_t code) {
+    codes[row * row_stride + depth * depth_stride] = static_cast<std::uint8_t>(code);
+  });
 }
 
 void unpack_page(const PageFormat& format, const std::byte* page, float* key, float* value) {
