@@ -65,22 +65,26 @@ struct Vector {
   static void store_words(std::uint32_t* p, Words x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x);
   }
-  // Eight rows take words of four neighbouring g, which at 1 and 2 bits lie in one vector, at 4
-  // bits in an aligned pair of vectors (bit 3 of the index chooses).
+  // words[i], bits 0 to 3 of every i
+  static Words pick_of_16(const std::uint32_t* words, Words i) {
+    const __m256i low = _mm256_permutevar8x32_epi32(load_words(words), i);
+    const __m256i high = _mm256_permutevar8x32_epi32(load_words(words + 8), i);
+    const __m256 choice = _mm256_castsi256_ps(_mm256_slli_epi32(i, 28));
+    return _mm256_castps_si256(
+        _mm256_blendv_ps(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high), choice));
+  }
+  // Eight rows are two rows r of four neighbouring g: their words lie in one vector at 1 and 2
+  // bits, in an aligned pair of vectors at 4 bits, in such a pair for each r at 8 bits.
   template <int kPlaneWidth>
   static Words gather(const std::uint32_t* words, const std::int32_t* index) {
     const __m256i i = load_words(index);
     if constexpr (kPlaneWidth <= 2) {
       return _mm256_permutevar8x32_epi32(load_words(words + (index[0] & 8)), i);
-    } else if constexpr (kPlaneWidth == 4) {
-      const std::uint32_t* pair = words + (index[0] & 16);
-      const __m256i low = _mm256_permutevar8x32_epi32(load_words(pair), i);
-      const __m256i high = _mm256_permutevar8x32_epi32(load_words(pair + 8), i);
-      const __m256 choice = _mm256_castsi256_ps(_mm256_slli_epi32(i, 28));
-      return _mm256_castps_si256(
-          _mm256_blendv_ps(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high), choice));
     } else {
-      return _mm256_i32gather_epi32(reinterpret_cast<const int*>(words), i, 4);
+      const std::uint32_t* pair = words + (index[0] & 16);
+      const __m256i even = pick_of_16(pair, i);
+      if constexpr (kPlaneWidth == 4) return even;
+      return _mm256_blend_epi32(even, pick_of_16(pair + 32, i), 0xaa);
     }
   }
   static Words bit_and(Words a, Words b) { return _mm256_and_si256(a, b); }
