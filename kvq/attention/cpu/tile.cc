@@ -56,8 +56,8 @@ PlaneTable::PlaneTable(int width) {
 }
 
 const PlaneTable& plane_table(int width) {
-  static const PlaneTable tables[] = {PlaneTable(1), PlaneTable(2), PlaneTable(4), PlaneTable(8)};
-  return tables[width == 8 ? 3 : width / 2];
+  static const PlaneTable kTables[] = {PlaneTable(1), PlaneTable(2), PlaneTable(4), PlaneTable(8)};
+  return kTables[width == 8 ? 3 : width / 2];
 }
 
 const TileKernels& tile_kernels(Isa isa) {
