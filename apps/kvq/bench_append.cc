@@ -218,8 +218,9 @@ Command add_bench_append(CLI::App& bench) {
   options->machine.add_isa(*app);
   options->json.add(*app);
   app->footer(
-      "GB/s counts the 16-bit bytes of the rows that go in. A decode step here is one layer's\n"
-      "append and attention at that context length, without the model's matrix products.");
+      "GB/s counts the 16-bit bytes of the rows that go in. A decode step here is one\n"
+      "layer's append and attention at that context length, without the model's matrix\n"
+      "products.");
   return {app, [options] { return run_bench_append(*options); }};
 }
 

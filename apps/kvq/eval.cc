@@ -210,12 +210,12 @@ Command add_eval(CLI::App& root) {
   options->machine.add_device(*app);
   options->json.add(*app);
   app->parse_complete_callback([options] { check(*options); });
-  app->footer(fmt::format(
-      "KL is the mean over all positions of the divergence of the next-token distribution from\n"
-      "that of a 16-bit cache. An item of a task counts when every token of its answer is the\n"
-      "likeliest. Without --text the model writes the text itself, sampling at temperature 1 on a\n"
-      "16-bit cache. The default format is {}.",
-      kDefaultSpec));
+  app->footer(
+      fmt::format("KL is the mean over all positions of the divergence of the next-token\n"
+                  "distribution from that of a 16-bit cache. An item of a task counts when every\n"
+                  "token of its answer is the likeliest. Without --text the model writes the text\n"
+                  "itself, sampling at temperature 1 on a 16-bit cache. The default format is {}.",
+                  kDefaultSpec));
   return {app, [options] { return run_eval(*options); }};
 }
 

@@ -21,10 +21,8 @@ int run_command(const std::vector<kvq::Command>& commands) {
     fmt::print(stderr, "kvq: {}\n", status.error().message);
     return kFailed;
   }
-  fmt::print(
-      stderr,
-      "kvq: expected a command: info, generate, eval, bench append, bench attention or bench "
-      "generate\n");
+  fmt::print(stderr,
+             "kvq: expected a command: info, generate, eval, bench append or bench generate\n");
   return kWrongCommandLine;
 }
 
@@ -34,8 +32,9 @@ int run(int argument_count, char** arguments) {
   root.require_subcommand(0, 1);
   root.set_version_flag("--version", "kvq " KVQ_VERSION, "Print the version and exit");
   root.footer(
-      "MODEL is a directory with config.json, *.safetensors and tokenizer.json, or the id of a\n"
-      "Hugging Face model in the local cache; without one, the embedded demo model runs.\n"
+      "MODEL is a directory with config.json, *.safetensors and tokenizer.json, or the\n"
+      "id of a Hugging Face model in the local cache; without one, the embedded demo\n"
+      "model runs.\n"
       "Exit status: 0 done, 1 failed, 2 wrong command line, 130 interrupted.");
   std::vector<kvq::Command> commands = {kvq::add_info(root), kvq::add_generate(root),
                                         kvq::add_eval(root)};

@@ -77,7 +77,7 @@ class Refused(CommandTest):
 
     def test_item_longer_than_the_context(self):
         path = self.write("task.jsonl", json.dumps({"prompt": "word " * 4000, "answer": " b"}))
-        self.fail_with(f"{path}:1: the item has 4002 tokens, the model's context is 2048",
+        self.fail_with(f"{path}:1: the item has 4004 tokens, the model's context is 2048",
                        "eval", "--tasks", path)
 
     def test_two_tasks_of_one_name(self):
