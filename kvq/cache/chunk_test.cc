@@ -165,23 +165,11 @@ TEST(Chunk, PagesOfLongSequencesLieInLongExtents) {
   for (const int chunk : {64, 1000}) {
     Sequence sequence = Sequence::create(spec, PagePool::create(0), host_isa()).value();
     append_until(sequence, rows, kPages * 64 + 69, chunk);
-    const LayerView view = sequence.view(0);
-    ASSERT_EQ(view.pages.size(), static_cast<std::size_t>(kPages));
-    std::vector<std::int64_t> runs;  // pages that follow one another in memory
-    for (std::size_t page = 0; page < view.pages.size(); ++page) {
-      EXPECT_EQ(reinterpret_cast<std::uintptr_t>(view.pages[page].data) % kPageAlignment, 0U);
-      const auto page_bytes = static_cast<std::int64_t>(view.format->page_bytes);
-      const bool follows = page > 0 &&
-                           view.pages[page].data == view.pages[page - 1].data + page_bytes &&
-                           view.pages[page].head_stride == view.pages[page - 1].head_stride &&
-                           runs.back() * page_bytes < view.pages[page].head_stride;
-      if (follows) {
-        ++runs.back();
-      } else {
-        runs.push_back(1);
-      }
+    for (const PageRef& page : sequence.view(0).pages) {
+      EXPECT_EQ(reinterpret_cast<std::uintptr_t>(page.data) % kPageAlignment, 0U);
     }
-    EXPECT_EQ(runs, (std::vector<std::int64_t>{1, 1, 2, 4, 8, 16, 16, 16, 16}));
+    EXPECT_EQ(extent_runs(sequence.view(0)),
+              (std::vector<std::int64_t>{1, 1, 2, 4, 8, 16, 16, 16, 16}));
   }
 }
 

@@ -125,14 +125,14 @@ Status reorder(std::vector<Sequence>& sequences, std::span<const int> source) {
   if (source.size() != count) {
     return fail("reorder: expected {} sources, found {}", count, source.size());
   }
-  // taker[j]: who gets sequence j itself; j, if it stays.
+  // taker[j]: the first of those that want sequence j; it gets the sequence itself.
   std::vector<std::size_t> taker(count, count);
   for (std::size_t i = 0; i < count; ++i) {
     if (source[i] < 0 || static_cast<std::size_t>(source[i]) >= count) {
       return fail("reorder: expected a source from 0 to {}, found {}", count - 1, source[i]);
     }
     const auto from = static_cast<std::size_t>(source[i]);
-    if (taker[from] == count || from == i) taker[from] = i;
+    if (taker[from] == count) taker[from] = i;
   }
   std::vector<std::optional<Sequence>> forks(count);
   for (std::size_t i = 0; i < count; ++i) {

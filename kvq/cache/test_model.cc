@@ -99,6 +99,20 @@ std::vector<float> visible_rows(const LayerView& view, std::int64_t position) {
   return out;
 }
 
+std::vector<std::int64_t> extent_runs(const LayerView& view) {
+  const auto page_bytes = static_cast<std::int64_t>(view.format->page_bytes);
+  std::vector<std::int64_t> runs;
+  for (std::size_t page = 0; page < view.pages.size(); ++page) {
+    const PageRef& ref = view.pages[page];
+    const bool follows = page > 0 && ref.data == view.pages[page - 1].data + page_bytes &&
+                         ref.head_stride == view.pages[page - 1].head_stride &&
+                         runs.back() * page_bytes < ref.head_stride;
+    if (!follows) runs.push_back(0);
+    ++runs.back();
+  }
+  return runs;
+}
+
 ModelLayer::ModelLayer(const CacheSpec& spec, int layer)
     : spec_(spec),
       format_(PageFormat::create(spec.layers[index(layer)], spec.head_dim).value()),

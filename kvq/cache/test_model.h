@@ -33,6 +33,9 @@ void append_until(Sequence& sequence, const std::vector<Rows>& rows, std::int64_
 // [2][kv_heads][position + 1][head_dim].
 std::vector<float> visible_rows(const LayerView& view, std::int64_t position);
 
+// Numbers of pages that follow one another in one extent.
+std::vector<std::int64_t> extent_runs(const LayerView& view);
+
 // One layer of a sequence in plain containers: every row ever needed, every page on its own.
 class ModelLayer {
  public:
