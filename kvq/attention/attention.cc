@@ -1,13 +1,21 @@
 #include "kvq/attention/attention.h"
 
+#include <algorithm>
 #include <new>
+#include <utility>
 #include <vector>
 
 #include "kvq/attention/boundary.h"
+#include "kvq/attention/cpu/decode.h"
 #include "kvq/attention/cpu/prefill.h"
 
 namespace kvq {
 namespace {
+
+// Items of so many tokens are decoded token by token (the tokens of one speculative step, say): the
+// integer kernels take less time for a token's query heads than the tile kernels for as many rows.
+// It also makes such a step's output the same, bit for bit, as that of single steps.
+constexpr int kMaxDecodeTokens = 8;
 
 Status check_shape(const AttentionShape& shape) {
   if (shape.kv_heads < 1 || shape.query_heads < 1 || shape.query_heads % shape.kv_heads != 0 ||
@@ -69,19 +77,69 @@ Status check_item(const AttentionShape& shape, const AttentionItem& item, bool e
 }  // namespace
 
 struct Attention::State {
+  State(const AttentionShape& attention_shape, const AttentionOptions& attention_options)
+      : shape(attention_shape),
+        options(attention_options),
+        prefill(shape, options.isa, options.exact_prefill),
+        decoder(shape, options) {}
+
+  bool decodes(const PageFormat& format) const {
+    return decode_supports(format, shape.query_heads / shape.kv_heads, options.isa);
+  }
+  void sort(std::span<const AttentionItem> items);
+  void add_single_tokens(const AttentionItem& item);
+
   AttentionShape shape;
   AttentionOptions options;
   Prefill prefill;
+  Decoder decoder;
   std::vector<const AttentionItem*> prefill_items;
+  std::vector<const AttentionItem*> decode_items;
+  // Items of a few tokens, cut into their tokens: an item and a view each.
+  std::vector<AttentionItem> token_items;
+  std::vector<LayerView> token_views;
 };
+
+// Which kernels work on which item.
+void Attention::State::sort(std::span<const AttentionItem> items) {
+  prefill_items.clear();
+  decode_items.clear();
+  token_items.clear();
+  token_views.clear();
+  for (const AttentionItem& item : items) {
+    if (item.tokens > kMaxDecodeTokens || !decodes(*item.view->format)) {
+      prefill_items.push_back(&item);
+    } else if (item.tokens == 1) {
+      decode_items.push_back(&item);
+    } else {
+      add_single_tokens(item);
+    }
+  }
+  // Once the vectors have stopped growing.
+  for (std::size_t i = 0; i < token_items.size(); ++i) {
+    token_items[i].view = &token_views[i];
+    decode_items.push_back(&token_items[i]);
+  }
+}
+
+// The view that each token has when it is the sequence's newest.
+void Attention::State::add_single_tokens(const AttentionItem& item) {
+  for (int token = 0; token < item.tokens; ++token) {
+    const std::ptrdiff_t offset = std::ptrdiff_t{token} * shape.query_heads * shape.head_dim;
+    token_items.push_back({nullptr, item.query + offset, item.output + offset, 1});
+    LayerView& view = token_views.emplace_back(*item.view);
+    view.length -= item.tokens - 1 - token;
+    view.sinks.count = std::min(view.sinks.count, view.length);
+    view.tail.count = std::max<std::int64_t>(0, view.length - view.tail.first);
+  }
+}
 
 Result<Attention> Attention::create(const AttentionShape& shape, const AttentionOptions& options) {
   KVQ_RETURN_IF_ERROR(check_shape(shape));
   if (options.isa > host_isa()) {
     return fail("attention: this machine lacks {}; it has {}", name(options.isa), name(host_isa()));
   }
-  return Attention(std::unique_ptr<State>(
-      new State{shape, options, Prefill(shape, options.isa, options.exact_prefill), {}}));
+  return Attention(std::make_unique<State>(shape, options));
 }
 
 Attention::Attention(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -95,16 +153,17 @@ Status Attention::run(std::span<const AttentionItem> items, ThreadPool& threads)
     KVQ_RETURN_IF_ERROR(check_item(state.shape, item, state.options.exact_prefill));
   }
   try {
-    state.prefill_items.clear();
-    for (const AttentionItem& item : items) state.prefill_items.push_back(&item);
-    state.prefill.run(state.prefill_items, threads);
+    state.sort(items);
+    if (!state.decode_items.empty()) state.decoder.run(state.decode_items, threads);
+    if (!state.prefill_items.empty()) state.prefill.run(state.prefill_items, threads);
   } catch (const std::bad_alloc&) {
     return fail("attention: not enough memory for the workspace of {} items", items.size());
   }
   return {};
 }
 
-std::string Attention::kernel_name(const PageFormat& format, bool /*decode*/) const {
+std::string Attention::kernel_name(const PageFormat& format, bool decode) const {
+  if (decode && state_->decodes(format)) return decode_kernel_name(format, state_->options.isa);
   return fmt::format("{}/tile k{} v{}", name(state_->options.isa), name(format.key.spec.bits),
                      name(format.value.spec.bits));
 }

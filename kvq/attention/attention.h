@@ -60,8 +60,8 @@ class Attention {
   // the shape's kv_heads and head_dim. The result does not depend on the number of threads.
   Status run(std::span<const AttentionItem> items, ThreadPool& threads);
 
-  // Which kernel decodes (one token) or prefills pages of this format, for example
-  // "avx512/dot k4 v2".
+  // Which kernel decodes (items of 1 to 8 tokens) or prefills pages of this format, for example
+  // "avx512/dot k4 v2", "avx512/tile k4 v2".
   std::string kernel_name(const PageFormat& format, bool decode) const;
 
  private:

@@ -46,24 +46,33 @@ Attention make_attention(const Case& c, Isa isa) {
   return Attention::create(c.shape(), {.isa = isa, .exact_prefill = c.exact_prefill}).value();
 }
 
-// Largest error where values are of order 1. Tile kernels: binary32 sums of some hundred products
-// in the scores, which the exponential carries over. Integer dot products: weights of 8 bits.
+// Tile kernels: binary32 sums of some hundred products in the scores, which the exponential carries
+// over. Largest error where values are of order 1.
 constexpr double kTolerance = 1e-5;
-constexpr double kDotTolerance = 5e-3;
+// Integer dot products with weights of 8 bits: largest error, and relative error of all.
+constexpr double kDotTolerance = 2e-2;
+constexpr double kDotRelativeError = 9e-3;
 
-double tolerance_of(const std::string& kernel) {
-  return kernel.find("/dot k") != std::string::npos && !kernel.ends_with("k16 v16") ? kDotTolerance
-                                                                                    : kTolerance;
+bool is_dot(std::string_view kernel) {
+  return kernel.find("/dot k") != std::string_view::npos &&
+         kernel.find("k16 v16") == std::string_view::npos;
 }
 
 void expect_close(const std::vector<float>& output, const std::vector<double>& expected,
-                  double tolerance, const Case& c, std::string_view what) {
+                  const Case& c, const std::string& kernel, double tile_tolerance = kTolerance) {
   ASSERT_EQ(output.size(), expected.size());
+  const double tolerance = is_dot(kernel) ? kDotTolerance : tile_tolerance;
+  double error = 0;
+  double norm = 0;
   for (std::size_t i = 0; i < output.size(); ++i) {
-    const double bound = tolerance * (1 + std::abs(expected[i]));
-    ASSERT_NEAR(output[i], expected[i], bound)
-        << what << ", " << c.text() << ": token " << i / c.query_row() << " query head "
+    ASSERT_NEAR(output[i], expected[i], tolerance * (1 + std::abs(expected[i])))
+        << kernel << ", " << c.text() << ": token " << i / c.query_row() << " query head "
         << i % c.query_row() / c.head_dim << " channel " << i % c.head_dim;
+    error += (output[i] - expected[i]) * (output[i] - expected[i]);
+    norm += expected[i] * expected[i];
+  }
+  if (is_dot(kernel)) {
+    EXPECT_LT(std::sqrt(error / norm), kDotRelativeError) << kernel << ", " << c.text();
   }
 }
 
@@ -78,12 +87,12 @@ void check(const Case& c) {
   ThreadPool threads(2);
   for (const Isa isa : runnable_isas()) {
     Attention attention = make_attention(c, isa);
-    const std::string kernel = attention.kernel_name(test.format(), c.tokens == 1);
+    const std::string kernel = attention.kernel_name(test.format(), c.tokens <= 8);
     EXPECT_TRUE(kernel.starts_with(name(isa))) << kernel;
     std::fill(output.begin(), output.end(), NAN);
     const Status status = attention.run({&item, 1}, threads);
     ASSERT_TRUE(status) << status.error().message;
-    expect_close(output, expected, tolerance_of(kernel), c, kernel);
+    expect_close(output, expected, c, kernel);
     if (testing::Test::HasFatalFailure()) return;
   }
 }
@@ -205,8 +214,9 @@ TEST(Attention, TailBehindTheBoundary) {
   const std::vector<double> expected = reference_attention(c.shape(), item, false);
   ThreadPool threads(1);
   for (const Isa isa : runnable_isas()) {
-    ASSERT_TRUE(make_attention(c, isa).run({&item, 1}, threads));
-    expect_close(output, expected, kTolerance, c, name(isa));
+    Attention attention = make_attention(c, isa);
+    ASSERT_TRUE(attention.run({&item, 1}, threads));
+    expect_close(output, expected, c, attention.kernel_name(test.format(), true));
     if (HasFatalFailure()) return;
   }
 }
@@ -245,8 +255,8 @@ TEST(Attention, ReadsWhatTheCacheHolds) {
         Attention attention = make_attention(c, isa);
         const Status status = attention.run({&item, 1}, threads);
         ASSERT_TRUE(status) << status.error().message;
-        const std::string kernel = attention.kernel_name(*view.format, c.tokens == 1);
-        expect_close(output, expected, tolerance_of(kernel), c, kernel);
+        const std::string kernel = attention.kernel_name(*view.format, c.tokens <= 8);
+        expect_close(output, expected, c, kernel);
         if (HasFatalFailure()) return;
       }
     }
@@ -323,11 +333,36 @@ TEST(Attention, ChunksOfAnySizeAgree) {
           const AttentionItem piece{&part, query.data() + offset, pieces.data() + offset, count};
           ASSERT_TRUE(attention.run({&piece, 1}, threads));
         }
-        const std::string kernel = attention.kernel_name(test.format(), chunk == 1);
-        expect_close(pieces, expected, tolerance_of(kernel), c, fmt::format("chunks of {}", chunk));
+        const std::string kernel = attention.kernel_name(test.format(), chunk <= 8);
+        expect_close(pieces, expected, c, kernel + fmt::format(" in chunks of {}", chunk));
         if (HasFatalFailure()) return;
       }
     }
+  }
+}
+
+// Up to 8 tokens at once, as in a speculative step: bit for bit what single steps give.
+TEST(Attention, FewTokensEqualSingleSteps) {
+  Case c{.spec = parse("k4v2"), .tokens = 8};
+  c.length = 202;  // P changes inside the chunk, at position 196
+  TestView test(c.view_shape());
+  const std::vector<float> query = random_normal(c.tokens * c.query_row(), 5);
+  ThreadPool threads(2);
+  for (const Isa isa : runnable_isas()) {
+    Attention attention = make_attention(c, isa);
+    if (!is_dot(attention.kernel_name(test.format(), true))) continue;
+    std::vector<float> together(query.size());
+    const LayerView view = test.view();
+    const AttentionItem item{&view, query.data(), together.data(), c.tokens};
+    ASSERT_TRUE(attention.run({&item, 1}, threads));
+    std::vector<float> singly(query.size());
+    for (int token = 0; token < c.tokens; ++token) {
+      const LayerView step = test.at(c.length - c.tokens + token + 1, 1);
+      const std::size_t offset = token * c.query_row();
+      const AttentionItem single{&step, query.data() + offset, singly.data() + offset, 1};
+      ASSERT_TRUE(attention.run({&single, 1}, threads));
+    }
+    EXPECT_EQ(together, singly) << name(isa);
   }
 }
 
@@ -343,9 +378,10 @@ TEST(Attention, LargeScores) {
   const std::vector<double> expected = reference_attention(c.shape(), item, false);
   ThreadPool threads(1);
   for (const Isa isa : runnable_isas()) {
-    ASSERT_TRUE(make_attention(c, isa).run({&item, 1}, threads));
+    Attention attention = make_attention(c, isa);
+    ASSERT_TRUE(attention.run({&item, 1}, threads));
     // Scores of some thousand carry rounding errors of about 1e-3.
-    expect_close(output, expected, 1e-2, c, name(isa));
+    expect_close(output, expected, c, attention.kernel_name(test.format(), false), 1e-2);
     if (HasFatalFailure()) return;
   }
 }
