@@ -128,6 +128,7 @@ TEST_F(ForkTest, ReorderMovesAndForks) {
     }
     ASSERT_TRUE(reorder(sequences, order));
     std::vector<ModelSequence> ordered;
+    ordered.reserve(4);
     for (const int from : order) ordered.push_back(models[static_cast<std::size_t>(from)]);
     for (std::size_t i = 0; i < 4; ++i) {
       ASSERT_EQ(ordered[i].difference(sequences[i]), "");
@@ -141,7 +142,8 @@ TEST_F(ForkTest, ReorderMovesAndForks) {
 
 TEST_F(ForkTest, ReorderChecksItsSources) {
   std::vector<Sequence> sequences;
-  for (int i = 0; i < 2; ++i) sequences.push_back(make());
+  sequences.push_back(make());
+  sequences.push_back(make());
   EXPECT_EQ(reorder(sequences, std::vector<int>{0}).error().message,
             "reorder: expected 2 sources, found 1");
   EXPECT_EQ(reorder(sequences, std::vector<int>{0, 2}).error().message,
