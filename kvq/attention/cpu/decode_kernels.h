@@ -135,6 +135,8 @@ struct DecodePlan {
   // Where byte `token` of a head's quantized weights comes from, after four 16-lane vectors of
   // int32 (slot order of the keys) were packed to bytes by two rounds of in-lane packs.
   alignas(64) std::uint8_t weight_order[64];
+  // The same in terms of 16-byte runs: [run][token] = place in the run, or 0x80 if not in this run.
+  alignas(64) std::uint8_t weight_shuffle[4][64];
   alignas(64) std::uint8_t token_slot[64];  // the slot of a token
 };
 
@@ -143,8 +145,8 @@ struct DecodeQuery {
   int stride;          // floats of a row
   float* plain;        // [G][stride], times softmax scale and log2(e)
   float* rows;         // [G][stride], the same, rotated as the keys are
-  std::int8_t* codes;  // [G * terms][kQueryCodeStride], block of heads by block of heads, inside a
-                       // block [term][head], term 0 = the high one
+  std::int8_t* codes;  // [G * terms][kQueryCodeStride] in the order of the kernels' passes; of two
+                       // terms the high one first
   float* factor;       // [G]
   std::int32_t* bias;  // [G][segments], -middle * (sum of the quantized q)
   float* sums;         // [G][segments], sum of the quantized q: what row centers are multiplied by

@@ -103,7 +103,7 @@ const DecodeKernels* decode_kernels(Isa isa) {
     case Isa::kPortable:
       return nullptr;
     case Isa::kAvx2:
-      return nullptr;
+      return &kDecodeKernelsAvx2;
     case Isa::kAvx512:
       return &kDecodeKernelsAvx512;
   }
@@ -136,6 +136,10 @@ bool make_decode_plan(const DecodeKernels& kernels, const PageFormat& format, in
     const int u = slot >> 4;
     const int lane = slot & 15;
     plan.weight_order[token] = static_cast<std::uint8_t>(16 * (lane >> 2) + 4 * u + (lane & 3));
+    for (int run = 0; run < 4; ++run) {
+      plan.weight_shuffle[run][token] =
+          run == lane >> 2 ? static_cast<std::uint8_t>(4 * u + (lane & 3)) : std::uint8_t{0x80};
+    }
     plan.token_slot[token] = static_cast<std::uint8_t>(slot);
   }
   return true;

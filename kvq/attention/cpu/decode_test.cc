@@ -124,7 +124,7 @@ TEST(Decode, UnrotatedFormats) { check({"k4:none,v4:none", 4, 128, 500}); }
 TEST(Decode, DefaultFormatHasKernels) {
   const PageFormat format = *PageFormat::create(*parse_layer_spec("k4v2"), 128);
   for (Isa isa : runnable_isas()) {
-    EXPECT_EQ(decode_supports(format, 4, isa), isa == Isa::kAvx512) << name(isa);
+    EXPECT_EQ(decode_supports(format, 4, isa), isa != Isa::kPortable) << name(isa);
   }
 }
 
