@@ -132,7 +132,8 @@ Result<std::vector<AddedToken>> read_added_tokens(
     const JsonFields fields((*list)[i], where);
     KVQ_ASSIGN_OR_RETURN(AddedToken token, read_added_token(fields));
     const auto known = vocabulary.find(token.content);
-    token.token = known != vocabulary.end() ? known->second : next++;
+    token.token = known != vocabulary.end() ? known->second : next;
+    next = std::max(next, token.token + 1);
     if (!fields.has("id") || *fields.find("id") != token.token) {
       return fields.wrong("id", fmt::format("{} for {}", token.token, in_quotes(token.content)));
     }

@@ -273,7 +273,7 @@ void expect_tensors_of_the_table(const std::filesystem::path& directory) {
   const int query_width = config->query_heads * config->head_dim;
   const int kv_width = config->kv_heads * config->head_dim;
   std::size_t expected = 0;
-  const auto expect = [&](const std::string& tensor, std::vector<std::int64_t> shape) {
+  const auto expect = [&](const std::string& tensor, const std::vector<std::int64_t>& shape) {
     const auto found = checkpoint->tensor(tensor, shape);
     EXPECT_TRUE(found) << found.error().message;
     ++expected;

@@ -18,7 +18,7 @@ std::filesystem::path hub_directory() {
     const char* value = std::getenv(variable_name);
     return std::filesystem::path(value == nullptr ? "" : value);
   };
-  if (const auto hub = variable("HF_HUB_CACHE"); !hub.empty()) return hub;
+  if (auto hub = variable("HF_HUB_CACHE"); !hub.empty()) return hub;
   if (const auto home = variable("HF_HOME"); !home.empty()) return home / "hub";
   if (const auto cache = variable("XDG_CACHE_HOME"); !cache.empty()) {
     return cache / "huggingface" / "hub";

@@ -64,7 +64,7 @@ Result<Regex> Regex::compile_native(std::string_view pattern) {
 }
 
 Result<std::optional<RegexMatch>> Regex::find(std::string_view subject, std::size_t from) const {
-  thread_local const Workspace workspace;
+  thread_local Workspace workspace;
   const int count = pcre2_match(static_cast<const pcre2_code*>(code_.get()),
                                 reinterpret_cast<PCRE2_SPTR>(subject.data()), subject.size(), from,
                                 PCRE2_NO_UTF_CHECK, workspace.data, workspace.context);
