@@ -65,7 +65,7 @@ class Ops {
   virtual Result<DeviceFloats> allocate(std::size_t count) = 0;
   // The tensor as float32, in device memory.
   virtual Result<DeviceFloats> upload(const TensorRef& tensor) = 0;
-  // Parts are not empty and have the same number of inputs.
+  // Parts are not empty and have the same number of inputs. The result must not outlive the Ops.
   virtual Result<std::unique_ptr<Matrix>> prepare(std::span<const MatrixPart> parts) = 0;
 
   // output[r] = table[tokens[r]]. The table stays in the checkpoint's memory.

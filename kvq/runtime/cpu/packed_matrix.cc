@@ -43,14 +43,13 @@ std::vector<ColumnSlice> cut_columns(int outputs, int threads) {
   return slices;
 }
 
-void pack_slice(std::span<const MatrixPart> parts, const dnnl::memory::desc& layout,
-                const dnnl::engine& engine, dnnl::stream& stream, ColumnSlice& slice) {
+void pack_slice(std::span<const MatrixPart> parts, const dnnl::engine& engine, dnnl::stream& stream,
+                ColumnSlice& slice) {
   const std::int64_t inputs = parts.front().weight.shape[1];
   const dnnl::memory::desc plain({inputs, slice.count}, dnnl::memory::data_type::f32,
                                  dnnl::memory::dims{1, inputs});
   dnnl::memory rows(plain, engine);
   read_rows(parts, slice.first, slice.count, static_cast<float*>(rows.get_data_handle()));
-  slice.weights = dnnl::memory(layout, engine);
   dnnl::reorder(rows, slice.weights).execute(stream, rows, slice.weights);
   stream.wait();
 }

@@ -11,7 +11,7 @@ namespace kvq {
 struct ColumnSlice {
   int first = 0;  // output column
   int count = 0;
-  dnnl::memory weights;  // [inputs, count]
+  dnnl::memory weights;  // [inputs, count], in an arena
 };
 
 class PackedMatrix : public Matrix {
@@ -26,9 +26,9 @@ class PackedMatrix : public Matrix {
 // core's L2 cache of 1 MiB), their number a multiple of `threads` where there are enough blocks.
 std::vector<ColumnSlice> cut_columns(int outputs, int threads);
 
-// Packs rows [slice.first, + slice.count) of the stacked parts (oneDNN's columns) in `layout`.
-// Throws dnnl::error.
-void pack_slice(std::span<const MatrixPart> parts, const dnnl::memory::desc& layout,
-                const dnnl::engine& engine, dnnl::stream& stream, ColumnSlice& slice);
+// Packs rows [slice.first, + slice.count) of the stacked parts into slice.weights (where they are
+// columns). Throws dnnl::error.
+void pack_slice(std::span<const MatrixPart> parts, const dnnl::engine& engine, dnnl::stream& stream,
+                ColumnSlice& slice);
 
 }  // namespace kvq

@@ -141,12 +141,14 @@ Result<std::unique_ptr<Matrix>> Multiplier::prepare(std::span<const MatrixPart> 
   matrix->slices = cut_columns(outputs, threads_.size());
   KVQ_RETURN_IF_ERROR(guarded("weights", [&] {
     const SingleThreadedOpenMp single;
-    for (const ColumnSlice& slice : matrix->slices) weights_layout(inputs, slice.count);
+    for (ColumnSlice& slice : matrix->slices) {
+      const dnnl::memory::desc& layout = weights_layout(inputs, slice.count);
+      slice.weights = dnnl::memory(layout, engine_, arena_.take(layout.get_size()));
+    }
   }));
   const auto pack = [&](int task, int worker) {
-    ColumnSlice& slice = matrix->slices[static_cast<std::size_t>(task)];
-    pack_slice(parts, layouts_.at({inputs, slice.count}), engine_,
-               workers_[static_cast<std::size_t>(worker)].stream, slice);
+    pack_slice(parts, engine_, workers_[static_cast<std::size_t>(worker)].stream,
+               matrix->slices[static_cast<std::size_t>(task)]);
   };
   KVQ_RETURN_IF_ERROR(
       run_guarded(threads_, static_cast<int>(matrix->slices.size()), "weights", pack));

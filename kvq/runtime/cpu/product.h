@@ -25,6 +25,7 @@
 #include "kvq/base/thread_pool.h"
 #include "kvq/runtime/cpu/aligned_buffer.h"
 #include "kvq/runtime/cpu/row_kernels.h"
+#include "kvq/runtime/cpu/weight_arena.h"
 #include "kvq/runtime/ops.h"
 
 namespace kvq {
@@ -37,7 +38,7 @@ class Multiplier {
 
   bool bfloat16() const { return bfloat16_; }
 
-  // Parts are stacked along their outputs.
+  // Parts are stacked along their outputs. The multiplier outlives the result.
   Result<std::unique_ptr<Matrix>> prepare(std::span<const MatrixPart> parts);
 
   // output = matrix input + bias (+ output, where `accumulate`).
@@ -84,6 +85,7 @@ class Multiplier {
   const RowKernels& kernels_;
   ThreadPool& threads_;
   dnnl::engine engine_;
+  WeightArena arena_;
   std::vector<Worker> workers_;
   std::map<std::pair<int, int>, dnnl::memory::desc> layouts_;  // by inputs, outputs of a slice
   std::map<Shape, Product> products_;
