@@ -82,6 +82,20 @@ TEST(ThreadPool, WakesSleepingWorkers) {
   }
 }
 
+// More threads than processors: workers are put aside anywhere and come back in later loops.
+TEST(ThreadPool, LateWorkersDoNotRunTasksOfOtherLoops) {
+  ThreadPool pool(8);
+  for (int loop = 0; loop < 20000; ++loop) {
+    const int tasks = 2 + loop % 7;
+    std::atomic<int> sum{0};
+    pool.run(tasks, [&, loop](int task, int) {
+      ASSERT_LT(task, tasks);
+      sum += loop + task;
+    });
+    ASSERT_EQ(sum, loop * tasks + tasks * (tasks - 1) / 2);
+  }
+}
+
 TEST(File, WritesWholeOrNotAtAll) {
   const auto folder = std::filesystem::temp_directory_path() / fmt::format("kvq-{}", ::getpid());
   std::filesystem::create_directory(folder);

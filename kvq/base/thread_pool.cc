@@ -1,6 +1,12 @@
 // Loops of a decode step last some ten microseconds, so a waiting worker first spins for about that
 // long, then sleeps: a sleeping worker costs the next loop a wake-up (about 5 to 50 us), a spinning
 // one costs a core.
+//
+// The caller waits for tasks, not for workers: one that sleeps, or that the system has put aside on
+// a busy machine, takes no task and is not missed. It may come back in the middle of a later loop,
+// so a task is claimed by a compare-and-exchange on a ticket that names the loop: it succeeds only
+// while that loop runs, and then what was read of the loop before is right. Between loops the
+// ticket is closed: its next task is beyond any count.
 #include "kvq/base/thread_pool.h"
 
 #include <algorithm>
@@ -10,6 +16,14 @@ namespace kvq {
 namespace {
 
 constexpr std::chrono::microseconds kSpin{100};
+
+constexpr std::uint64_t kClosed = 0xFFFFFFFF;
+
+constexpr std::uint64_t loop_of(std::uint64_t ticket) { return ticket >> 32; }
+constexpr std::uint64_t task_of(std::uint64_t ticket) { return ticket & 0xFFFFFFFF; }
+constexpr std::uint64_t ticket_of(std::uint64_t loop, std::uint64_t task) {
+  return loop << 32 | task;
+}
 
 void pause() {
 #if defined(__x86_64__)
@@ -32,7 +46,7 @@ bool spin(const Done& done) {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) {
+ThreadPool::ThreadPool(int threads) : ticket_(ticket_of(0, kClosed)) {
   for (int worker = 1; worker < std::max(threads, 1); ++worker) {
     workers_.emplace_back([this, worker] { work(worker); });
   }
@@ -42,7 +56,7 @@ ThreadPool::~ThreadPool() {
   {
     const std::lock_guard lock(mutex_);
     stop_ = true;
-    generation_.fetch_add(1);
+    ticket_ = ticket_of(loop_of(ticket_) + 1, kClosed);
   }
   wake_.notify_all();
   for (std::thread& worker : workers_) worker.join();
@@ -57,31 +71,37 @@ void ThreadPool::run_erased(int tasks, Call call, void* context) {
   call_ = call;
   context_ = context;
   tasks_ = tasks;
-  next_.store(0, std::memory_order_relaxed);
-  active_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
-  generation_.fetch_add(1);  // publishes the loop
-  if (sleeping_.load() > 0) {
+  finished_ = 0;
+  ticket_ = ticket_of(loop_of(ticket_) + 1, 0);  // opens the loop
+  if (sleeping_ > 0) {
     { const std::lock_guard lock(mutex_); }  // a worker about to sleep holds it: do not miss it
     wake_.notify_all();
   }
-  drain(0);
-  while (active_.load(std::memory_order_acquire) != 0) {
-    if (!spin([this] { return active_.load(std::memory_order_acquire) == 0; })) {
-      std::this_thread::yield();
-    }
-  }
+  const int left = tasks - drain(0);
+  while (!spin([&] { return finished_ == left; })) std::this_thread::yield();
+  ticket_ = ticket_of(loop_of(ticket_), kClosed);
 }
 
-void ThreadPool::drain(int worker) {
-  for (int task = next_.fetch_add(1); task < tasks_; task = next_.fetch_add(1)) {
-    call_(context_, task, worker);
+// Runs tasks of the current loop until none is left; how many it ran.
+int ThreadPool::drain(int worker) {
+  int ran = 0;
+  std::uint64_t ticket = ticket_;
+  while (true) {
+    const Call call = call_;
+    void* const context = context_;
+    const std::uint64_t task = task_of(ticket);
+    if (task >= static_cast<std::uint64_t>(tasks_)) return ran;
+    if (!ticket_.compare_exchange_weak(ticket, ticket + 1)) continue;
+    call(context, static_cast<int>(task), worker);
+    ++ran;
+    ticket = ticket_;
   }
 }
 
 void ThreadPool::work(int worker) {
   std::uint64_t seen = 0;
   while (true) {
-    const auto changed = [&] { return generation_.load() != seen; };
+    const auto changed = [&] { return loop_of(ticket_) != seen; };
     if (!spin(changed)) {
       std::unique_lock lock(mutex_);
       sleeping_.fetch_add(1);
@@ -89,9 +109,8 @@ void ThreadPool::work(int worker) {
       sleeping_.fetch_sub(1);
     }
     if (stop_) return;
-    seen = generation_.load();
-    drain(worker);
-    active_.fetch_sub(1, std::memory_order_release);
+    seen = loop_of(ticket_);
+    finished_ += drain(worker);
   }
 }
 

@@ -38,21 +38,20 @@ class ThreadPool {
 
   void run_erased(int tasks, Call call, void* context);
   void work(int worker);
-  void drain(int worker);
+  int drain(int worker);
 
   std::vector<std::thread> workers_;
   std::mutex mutex_;
   std::condition_variable wake_;
-  std::atomic<std::uint64_t> generation_{0};  // bumped for every loop
   std::atomic<int> sleeping_{0};
   std::atomic<bool> stop_{false};
 
-  // The current loop.
-  Call call_ = nullptr;
-  void* context_ = nullptr;
-  int tasks_ = 0;
-  alignas(64) std::atomic<int> next_{0};
-  alignas(64) std::atomic<int> active_{0};  // workers that have not finished the current loop
+  // The current loop. A ticket is its number (upper half) and its next task (lower half).
+  std::atomic<Call> call_{nullptr};
+  std::atomic<void*> context_{nullptr};
+  std::atomic<int> tasks_{0};
+  alignas(64) std::atomic<std::uint64_t> ticket_;
+  alignas(64) std::atomic<int> finished_{0};  // tasks that workers other than the caller ran
 };
 
 }  // namespace kvq
