@@ -3,101 +3,18 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <limits>
+#include <cstring>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "kvq/codec/fit_reference.h"
-#include "kvq/codec/hadamard.h"
 #include "kvq/codec/metrics.h"
 #include "kvq/codec/page_layout.h"
+#include "kvq/codec/test_pages.h"
 
 namespace kvq {
 namespace {
-
-using Rows = std::vector<float>;  // [64 tokens, head_dim]
-
-enum class Data { kNormal, kHeavyTailed, kOutlierChannels, kHuge, kTiny, kConstant, kZero, kMixed };
-constexpr Data kEveryData[] = {Data::kNormal, Data::kHeavyTailed, Data::kOutlierChannels,
-                               Data::kHuge,   Data::kTiny,        Data::kConstant,
-                               Data::kZero,   Data::kMixed};
-
-float draw(Data data, int token, int channel, std::mt19937& random) {
-  std::normal_distribution<float> normal;
-  const float x = normal(random);
-  switch (data) {
-    case Data::kNormal:
-      return x;
-    case Data::kHeavyTailed:
-      return x * x * x;
-    case Data::kOutlierChannels:
-      return channel % 29 == 3 ? 20 + 3 * x : x;
-    case Data::kHuge:
-      return x > 0 ? kHalfMax : -kHalfMax;
-    case Data::kTiny:
-      return x * 0x1p-22F;
-    case Data::kConstant:
-      return 3.140625F;
-    case Data::kZero:
-      return 0;
-    // Token by token: zeros, a constant, signs, one spike, numbers around a large one.
-    case Data::kMixed:
-      switch (token % 5) {
-        case 0:
-          return 0;
-        case 1:
-          return -1.5F;
-        case 2:
-          return x > 0 ? 1.0F : -1.0F;
-        case 3:
-          return channel == 7 ? 100.0F : 0.0F;
-        default:
-          return 1000 + x;
-      }
-  }
-  return 0;
-}
-
-std::vector<Half> make_rows(Data data, int head_dim, unsigned seed) {
-  std::mt19937 random(seed);
-  std::vector<Half> rows;
-  for (int token = 0; token < kPageTokens; ++token) {
-    for (int channel = 0; channel < head_dim; ++channel) {
-      rows.push_back(to_half(draw(data, token, channel, random)));
-    }
-  }
-  return rows;
-}
-
-Rows to_floats(const std::vector<Half>& halves) {
-  Rows rows(halves.size());
-  to_float(halves.data(), rows.data(), rows.size());
-  return rows;
-}
-
-PageFormat make_format(const std::string& text, int head_dim) {
-  return PageFormat::create(parse_layer_spec(text).value(), head_dim).value();
-}
-
-std::vector<std::byte> pack(const PageFormat& format, const std::vector<Half>& key,
-                            const std::vector<Half>& value, Isa isa = host_isa()) {
-  std::vector<std::byte> page(format.page_bytes, std::byte{0xaa});
-  pack_page(format, key.data(), value.data(), page.data(), isa);
-  return page;
-}
-
-struct Unpacked {
-  Rows key;
-  Rows value;
-};
-
-Unpacked unpack(const PageFormat& format, const std::vector<std::byte>& page) {
-  const auto count = static_cast<std::size_t>(kPageTokens * format.head_dim());
-  Unpacked rows{Rows(count), Rows(count)};
-  unpack_page(format, page.data(), rows.key.data(), rows.value.data());
-  return rows;
-}
 
 // Every option, in an order that pairs them differently for K and for V.
 std::vector<std::string> sampled_specs() {
@@ -373,67 +290,6 @@ TEST(PackPage, MixedWidthsRotateOnlyWhatIsPacked) {
   const Rows original = to_floats(rows);
   EXPECT_EQ(stored.key, original);
   EXPECT_GT(measure_error(original.data(), stored.value.data(), original.size()).snr_db, 40);
-}
-
-// The candidates' loss against every possible scale, dB: what fit_candidates.inl promises.
-TEST(Fit, SymmetricIsCloseToTheBestScale) {
-  for (const Bits bits : packed_bits()) {
-    for (const Data data : {Data::kNormal, Data::kHeavyTailed}) {
-      const PageFormat format = make_format(fmt::format("k{0}:none,v{0}:none", name(bits)), 256);
-      const auto rows = make_rows(data, 256, 9);
-      const Rows original = to_floats(rows);
-      const Rows stored = unpack(format, pack(format, rows, rows)).key;
-      double error = 0;
-      double least = 0;
-      for (std::size_t start = 0; start < original.size(); start += 64) {
-        const std::vector<double> group(original.begin() + start, original.begin() + start + 64);
-        least += least_symmetric_error(group, levels(bits));
-        for (std::size_t i = start; i < start + 64; ++i) {
-          error += std::pow(static_cast<double>(original[i]) - stored[i], 2);
-        }
-      }
-      const double loss = 10 * std::log10(error / least);
-      const double limit = data == Data::kNormal ? 0.02 : 0.03;
-      EXPECT_GE(loss, -1e-6) << name(bits);
-      EXPECT_LT(loss, bits == Bits::k8 ? 0.15 : limit) << name(bits);
-    }
-  }
-}
-
-TEST(Fit, MeanSquareIsNeverWorseThanMinMax) {
-  for (const Bits bits : packed_bits()) {
-    for (const char* options : {"none", "none:affine", "none:channel:affine:g32"}) {
-      const auto rows = make_rows(Data::kHeavyTailed, 128, 10);
-      const Rows original = to_floats(rows);
-      const auto error = [&](const char* fit) {
-        const PageFormat format =
-            make_format(fmt::format("k{0}:{1}:{2},v{0}:{1}:{2}", name(bits), options, fit), 128);
-        const Rows stored = unpack(format, pack(format, rows, rows)).value;
-        return measure_error(original.data(), stored.data(), stored.size()).mean_squared_error;
-      };
-      EXPECT_LT(error("mse"), error("minmax")) << name(bits) << " " << options;
-    }
-  }
-}
-
-TEST(Hadamard, EqualsTheDefinitionAndIsItsOwnInverse) {
-  for (const int head_dim : {16, 32, 64, 80, 96, 128, 192, 240, 256}) {
-    const Rows original = to_floats(make_rows(Data::kNormal, head_dim, 11));
-    Rows expected = original;
-    reference_hadamard(expected, head_dim);
-    const int block = hadamard_block(head_dim);
-    double sum = 0;  // row 0, column 5 of the first block, by the matrix
-    for (int i = 0; i < block; ++i)
-      sum += __builtin_parity(i & 5) != 0 ? -original[i] : original[i];
-    EXPECT_NEAR(expected[5], sum / std::sqrt(block), 1e-5);
-    for (const Isa isa : runnable_isas()) {
-      Rows rows = original;
-      hadamard_rows(rows.data(), kPageTokens, head_dim, isa);
-      ASSERT_EQ(rows, expected) << name(isa) << " head_dim " << head_dim;
-      hadamard_rows(rows.data(), kPageTokens, head_dim, isa);
-      for (std::size_t i = 0; i < rows.size(); ++i) ASSERT_NEAR(rows[i], original[i], 4e-6);
-    }
-  }
 }
 
 }  // namespace
