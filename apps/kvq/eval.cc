@@ -63,12 +63,10 @@ Result<EvaluationInput> read_input(const EvalOptions& options, LoadedModel& mode
   return input;
 }
 
-Table make_table(const Evaluation& evaluation, const EvaluationInput& input, int context) {
-  std::vector<std::string> header = {
-      "format", "bits", fmt::format("cache at {} tokens", with_commas(std::int64_t{context})),
-      "size"};
+Table make_table(const Evaluation& evaluation, const EvaluationInput& input) {
+  std::vector<std::string> header = {"format", "bits", "cache", "size"};
   if (evaluation.reference_nll) {
-    header.insert(header.end(), {"perplexity", "KL to 16 bits", "same top token"});
+    header.insert(header.end(), {"perplexity", "KL", "top-1"});
   }
   for (const Task& task : input.tasks) header.push_back(task.name);
   Table table(std::move(header));
@@ -92,9 +90,9 @@ Table make_table(const Evaluation& evaluation, const EvaluationInput& input, int
 }
 
 void print_input(std::FILE* out, const EvalOptions& options, const EvaluationInput& input,
-                 const Evaluation& evaluation) {
+                 const Evaluation& evaluation, int context) {
   if (evaluation.reference_nll) {
-    fmt::print(out, "text   {}: {} windows of {} tokens; perplexity with a 16-bit cache {:.3f}\n",
+    fmt::print(out, "text   {}: {} windows of {} tokens, perplexity in 16 bits {:.3f}\n",
                options.text_file.empty()
                    ? fmt::format("written by the model itself (seed {})", options.seed)
                    : options.text_file,
@@ -106,8 +104,8 @@ void print_input(std::FILE* out, const EvalOptions& options, const EvaluationInp
     fmt::print(out, "task   {}: {} items, exact match{}\n", task.name, task.items.size(),
                options.free_running ? ", free running" : "");
   }
-  fmt::print(out, "cache  the first {} and the newest {} tokens stay in 16 bits\n\n",
-             options.cache.sinks, options.cache.window);
+  fmt::print(out, "cache  at {} tokens, of which the first {} and the newest {} in 16 bits\n\n",
+             with_commas(std::int64_t{context}), options.cache.sinks, options.cache.window);
 }
 
 nlohmann::ordered_json to_json(const Evaluation& evaluation, const EvalOptions& options,
@@ -159,8 +157,8 @@ Result<int> run_eval(const EvalOptions& options) {
   KVQ_ASSIGN_OR_RETURN(const Evaluation evaluation,
                        evaluate(model.engine, formats, input, options.cache.pool()));
   std::FILE* out = options.json.tables();
-  print_input(out, options, input, evaluation);
-  make_table(evaluation, input, model.engine.config().context).print(out);
+  print_input(out, options, input, evaluation, model.engine.config().context);
+  make_table(evaluation, input).print(out);
   KVQ_RETURN_IF_ERROR(options.json.write(to_json(evaluation, options, input)));
   return 0;
 }
@@ -210,12 +208,14 @@ Command add_eval(CLI::App& root) {
   options->machine.add_device(*app);
   options->json.add(*app);
   app->parse_complete_callback([options] { check(*options); });
-  app->footer(
-      fmt::format("KL is the mean over all positions of the divergence of the next-token\n"
-                  "distribution from that of a 16-bit cache. An item of a task counts when every\n"
-                  "token of its answer is the likeliest. Without --text the model writes the text\n"
-                  "itself, sampling at temperature 1 on a 16-bit cache. The default format is {}.",
-                  kDefaultSpec));
+  app->footer(fmt::format(
+      "KL is the mean over all positions of the divergence of the next-token\n"
+      "distribution from that of a 16-bit cache. An item of a task counts when every\n"
+      "token of its answer is the likeliest. Without --text the model writes the text\n"
+      "itself, sampling at temperature 1 on a 16-bit cache. In the table: bits = stored\n"
+      "bits of a packed number, parameters included; KL in nats; top-1 = how often the\n"
+      "likeliest token is that of a 16-bit cache. The default format is {}.",
+      kDefaultSpec));
   return {app, [options] { return run_eval(*options); }};
 }
 

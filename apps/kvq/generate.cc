@@ -81,6 +81,16 @@ struct Summary {
   }
   double decode_rate() const { return rate(generation.decode_tokens, generation.decode_seconds); }
 
+  std::string cache_text() const {
+    if (generation.bytes.pages == 0) {
+      return fmt::format("{}, all in 16 bits: no page of {} tokens has left the window",
+                         human_bytes(bytes()), kPageTokens);
+    }
+    return fmt::format("{} instead of {} in 16 bits: {:.2f} times smaller", human_bytes(bytes()),
+                       human_bytes(bytes_16bit()),
+                       static_cast<double>(bytes_16bit()) / static_cast<double>(bytes()));
+  }
+
   void print() const {
     std::int64_t made = 0;
     for (const auto& tokens : generation.tokens) made += static_cast<std::int64_t>(tokens.size());
@@ -90,9 +100,7 @@ struct Summary {
                                 with_commas(prefill_rate()))},
          {"new text",
           fmt::format("{} tokens, {} tokens/s", with_commas(made), with_commas(decode_rate()))},
-         {"cache", fmt::format("{} instead of {} in 16 bits: {:.2f} times smaller",
-                               human_bytes(bytes()), human_bytes(bytes_16bit()),
-                               static_cast<double>(bytes_16bit()) / static_cast<double>(bytes()))},
+         {"cache", cache_text()},
          {"format", fmt::format("{}, {:.3f} bits a packed number; the first {} and the newest {} "
                                 "tokens in 16 bits",
                                 to_string(spec.layers.front()), effective_bits(spec), spec.sinks,

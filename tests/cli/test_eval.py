@@ -28,10 +28,10 @@ class Eval(CommandTest):
                 self.assertEqual(entry["tasks"][task]["n"], 4)
         lines = done.stdout.splitlines()
         self.assertRegex(lines[0], r"^text   written by the model itself \(seed 0\): 1 windows of "
-                                   r"1,024 tokens; perplexity with a 16-bit cache \d+\.\d+$")
+                                   r"1,024 tokens, perplexity in 16 bits \d+\.\d+$")
         self.assertEqual(lines[1], "task   recall: 4 items, exact match")
-        self.assertRegex(lines[5], r"^format +bits +cache at 2,048 tokens +size +perplexity +"
-                                   r"KL to 16 bits +same top token +recall +arith$")
+        self.assertRegex(lines[5], r"^format +bits +cache +size +perplexity +KL +top-1 +"
+                                   r"recall +arith$")
         self.assertRegex(lines[6], r"^k16v16 +16\.000 +8\.00 MiB +100 % .* 100\.0 % +100\.0 %$")
         self.assertRegex(lines[7], r"^k2v2 +2\.250 ")
         self.assertEqual(len(lines), 8)
