@@ -202,16 +202,7 @@ Command add_bench_append(CLI::App& bench) {
   app->add_option("--tokens", options->tokens, "Context length [4096]")
       ->type_name("N")
       ->check(CLI::Range(kPageTokens, 1 << 24));
-  app->add_option("--kv-heads", options->kv_heads, "Heads of keys and values [8]")
-      ->type_name("N")
-      ->check(CLI::Range(1, 1024));
-  app->add_option("--query-heads", options->query_heads,
-                  "Heads of queries, a multiple of these [32]")
-      ->type_name("N")
-      ->check(CLI::Range(1, 4096));
-  app->add_option("--head-dim", options->head_dim, "Channels of a head [128]")
-      ->type_name("N")
-      ->check(CLI::Range(16, 256));
+  add_heads(*app, options->kv_heads, options->query_heads, options->head_dim);
   app->add_option("--rounds", options->rounds, "Times that every format runs [7]")
       ->type_name("N")
       ->check(CLI::Range(1, 10000));

@@ -23,6 +23,7 @@ Command add_info(CLI::App& root);
 Command add_generate(CLI::App& root);
 Command add_eval(CLI::App& root);
 Command add_bench_append(CLI::App& bench);
+Command add_bench_attention(CLI::App& bench);
 Command add_bench_generate(CLI::App& bench);
 
 }  // namespace kvq

@@ -41,6 +41,7 @@ int run(int argument_count, char** arguments) {
   CLI::App* bench = root.add_subcommand("bench", "Measure speed");
   bench->require_subcommand(0, 1);
   commands.push_back(kvq::add_bench_append(*bench));
+  commands.push_back(kvq::add_bench_attention(*bench));
   commands.push_back(kvq::add_bench_generate(*bench));
   try {
     root.parse(argument_count, arguments);

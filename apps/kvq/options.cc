@@ -1,5 +1,6 @@
 #include "apps/kvq/options.h"
 
+#include <algorithm>
 #include <thread>
 
 #include "apps/kvq/demo_model.h"
@@ -58,6 +59,10 @@ void MachineOptions::add_prefill(CLI::App& app) {
                  "packing (exact), as transformers' quantized caches do [packed]")
       ->type_name("packed|exact")
       ->check(CLI::IsMember({"packed", "exact"}));
+}
+
+int MachineOptions::thread_count() const {
+  return threads > 0 ? threads : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
 Result<Isa> MachineOptions::chosen_isa() const {
@@ -119,6 +124,19 @@ std::vector<LayerSpec> CacheOptions::layer_specs(const std::vector<std::string>&
 
 std::shared_ptr<PagePool> CacheOptions::pool() const {
   return PagePool::create(static_cast<std::int64_t>(memory));
+}
+
+void add_heads(CLI::App& app, int& kv_heads, int& query_heads, int& head_dim) {
+  app.add_option("--kv-heads", kv_heads, fmt::format("Heads of keys and values [{}]", kv_heads))
+      ->type_name("N")
+      ->check(CLI::Range(1, 1024));
+  app.add_option("--query-heads", query_heads,
+                 fmt::format("Heads of queries, a multiple of these [{}]", query_heads))
+      ->type_name("N")
+      ->check(CLI::Range(1, 4096));
+  app.add_option("--head-dim", head_dim, fmt::format("Channels of a head [{}]", head_dim))
+      ->type_name("N")
+      ->check(CLI::Range(16, 256));
 }
 
 Result<LoadedModel> load_model(const ModelOptions& model, const MachineOptions& machine) {

@@ -42,6 +42,7 @@ struct MachineOptions {
   void add_device(CLI::App& app);
   void add_prefill(CLI::App& app);
 
+  int thread_count() const;
   Result<Isa> chosen_isa() const;
   Result<EngineOptions> engine_options() const;
 };
@@ -63,6 +64,10 @@ struct CacheOptions {
   std::vector<LayerSpec> layer_specs(const std::vector<std::string>& defaults) const;
   std::shared_ptr<PagePool> pool() const;
 };
+
+// --kv-heads, --query-heads, --head-dim of a benchmark without a model; the help states the values
+// that these have now.
+void add_heads(CLI::App& app, int& kv_heads, int& query_heads, int& head_dim);
 
 // A loaded model.
 struct LoadedModel {
