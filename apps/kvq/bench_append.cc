@@ -7,6 +7,7 @@
 #include "apps/kvq/options.h"
 #include "apps/kvq/output.h"
 #include "apps/kvq/samples.h"
+#include "bench/attention/bandwidth.h"
 #include "kvq/attention/attention.h"
 #include "kvq/base/progress.h"
 #include "kvq/cache/sequence.h"
@@ -24,6 +25,9 @@ struct BenchAppendOptions {
   int head_dim = 128;
   int rounds = 7;
 };
+
+// What the bandwidth probe reads: more than any cache of one core holds.
+constexpr std::size_t kProbeBytes = std::size_t{256} << 20;
 
 struct AppendSpeed {
   std::string name;
@@ -94,6 +98,9 @@ class AppendBench {
     return {};
   }
 
+  // GB/s of this core reading memory.
+  double measure_bandwidth() { return probe_.measure(threads_); }
+
   // fp16 bytes of the bulk append's rows.
   double bulk_bytes() const { return 4.0 * static_cast<double>(row_) * options_.tokens; }
 
@@ -112,6 +119,8 @@ class AppendBench {
   std::vector<float> value_;  // likewise
   std::vector<float> query_;  // [query_heads, head_dim]
   std::vector<float> output_;
+  BandwidthProbe probe_{kProbeBytes};
+  UndisturbedThreads undisturbed_{threads_};
 };
 
 Result<std::vector<AppendSpeed>> make_formats(const BenchAppendOptions& options,
@@ -133,17 +142,28 @@ Result<std::vector<AppendSpeed>> make_formats(const BenchAppendOptions& options,
   return formats;
 }
 
-void print(std::FILE* out, const BenchAppendOptions& options, Isa isa, double bulk_bytes,
-           const std::vector<AppendSpeed>& formats) {
+struct AppendReport {
+  Isa isa = Isa::kPortable;
+  double bulk_bytes = 0;     // fp16 bytes of the prompt's rows
+  double read_gb_per_s = 0;  // of this core, median
+  std::vector<AppendSpeed> formats;
+
+  double gb_per_s(const AppendSpeed& format) const {
+    return bulk_bytes / format.bulk.median() / 1e9;
+  }
+};
+
+void print(std::FILE* out, const BenchAppendOptions& options, const AppendReport& report) {
   fmt::print(out,
-             "one layer, {} kv heads, {} query heads, head dim {}, {} tokens, one {} core; median "
-             "of {} rounds\n\n",
+             "one layer, {} kv heads, {} query heads, head dim {}, {} tokens\n"
+             "one core, {}, which reads {:.1f} GB/s; medians of {} rounds\n\n",
              options.kv_heads, options.query_heads, options.head_dim,
-             with_commas(std::int64_t{options.tokens}), name(isa), options.rounds);
+             with_commas(std::int64_t{options.tokens}), name(report.isa), report.read_gb_per_s,
+             options.rounds);
   Table table({"format", "prompt append", "packed", "append a token", "attention a token",
                "append's share"});
-  for (const AppendSpeed& format : formats) {
-    table.add({format.name, fmt::format("{:.2f} GB/s", bulk_bytes / format.bulk.median() / 1e9),
+  for (const AppendSpeed& format : report.formats) {
+    table.add({format.name, fmt::format("{:.2f} GB/s", report.gb_per_s(format)),
                human_bytes(format.packed_bytes),
                fmt::format("{:.2f} us", 1e6 * format.step.median()),
                fmt::format("{:.1f} us", 1e6 * format.attention.median()),
@@ -152,15 +172,17 @@ void print(std::FILE* out, const BenchAppendOptions& options, Isa isa, double bu
   table.print(out);
 }
 
-nlohmann::ordered_json to_json(const BenchAppendOptions& options, Isa isa, double bulk_bytes,
-                               const std::vector<AppendSpeed>& formats) {
+nlohmann::ordered_json to_json(const BenchAppendOptions& options, const AppendReport& report) {
   nlohmann::ordered_json entries = nlohmann::ordered_json::array();
-  for (const AppendSpeed& format : formats) {
+  for (const AppendSpeed& format : report.formats) {
+    const double rate = report.gb_per_s(format);
     entries.push_back({{"name", format.name},
-                       {"kernel", std::string(name(isa))},
+                       {"kernel", std::string(name(report.isa))},
                        {"seconds", format.bulk.median()},
                        {"packed_bytes", format.packed_bytes},
-                       {"gb_per_s", bulk_bytes / format.bulk.median() / 1e9},
+                       {"gb_per_s", rate},
+                       {"read_gb_per_s", report.read_gb_per_s},
+                       {"fraction_of_bandwidth", rate / report.read_gb_per_s},
                        {"append_seconds_per_token", format.step.median()},
                        {"attention_kernel", format.kernel},
                        {"attention_seconds_per_token", format.attention.median()},
@@ -171,25 +193,33 @@ nlohmann::ordered_json to_json(const BenchAppendOptions& options, Isa isa, doubl
           {"rounds", options.rounds},           {"formats", std::move(entries)}};
 }
 
-Result<int> run_bench_append(const BenchAppendOptions& options) {
-  KVQ_RETURN_IF_ERROR(options.json.check());
-  KVQ_ASSIGN_OR_RETURN(const Isa isa, options.machine.chosen_isa());
-  AppendBench bench(options, isa);
+Result<AppendReport> measure(const BenchAppendOptions& options) {
+  AppendReport report;
+  KVQ_ASSIGN_OR_RETURN(report.isa, options.machine.chosen_isa());
+  AppendBench bench(options, report.isa);
+  report.bulk_bytes = bench.bulk_bytes();
   AttentionOptions attention_options;
-  attention_options.isa = isa;
+  attention_options.isa = report.isa;
   KVQ_ASSIGN_OR_RETURN(Attention attention, Attention::create(bench.shape(), attention_options));
-  KVQ_ASSIGN_OR_RETURN(std::vector<AppendSpeed> formats, make_formats(options, attention));
-  {
-    Progress progress("append", static_cast<long>(formats.size()) * options.rounds);
-    for (int round = 0; round < options.rounds; ++round) {
-      for (AppendSpeed& format : formats) {
-        KVQ_RETURN_IF_ERROR(bench.run(attention, format));
-        progress.advance();
-      }
+  KVQ_ASSIGN_OR_RETURN(report.formats, make_formats(options, attention));
+  Samples bandwidth;
+  Progress progress("append", static_cast<long>(report.formats.size()) * options.rounds);
+  for (int round = 0; round < options.rounds; ++round) {
+    bandwidth.add(bench.measure_bandwidth());
+    for (AppendSpeed& format : report.formats) {
+      KVQ_RETURN_IF_ERROR(bench.run(attention, format));
+      progress.advance();
     }
   }
-  print(options.json.tables(), options, isa, bench.bulk_bytes(), formats);
-  KVQ_RETURN_IF_ERROR(options.json.write(to_json(options, isa, bench.bulk_bytes(), formats)));
+  report.read_gb_per_s = bandwidth.median();
+  return report;
+}
+
+Result<int> run_bench_append(const BenchAppendOptions& options) {
+  KVQ_RETURN_IF_ERROR(options.json.check());
+  KVQ_ASSIGN_OR_RETURN(const AppendReport report, measure(options));
+  print(options.json.tables(), options, report);
+  KVQ_RETURN_IF_ERROR(options.json.write(to_json(options, report)));
   return 0;
 }
 

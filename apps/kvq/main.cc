@@ -22,7 +22,8 @@ int run_command(const std::vector<kvq::Command>& commands) {
     return kFailed;
   }
   fmt::print(stderr,
-             "kvq: expected a command: info, generate, eval, bench append or bench generate\n");
+             "kvq: expected a command: info, generate, eval, bench append, bench attention or "
+             "bench generate\n");
   return kWrongCommandLine;
 }
 

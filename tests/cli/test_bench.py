@@ -3,8 +3,12 @@ import unittest
 
 from harness import CommandTest
 
+ATTENTION = {"formats": [{"name": str, "kernel": str, "seconds": float, "packed_bytes": int,
+                          "gb_per_s": float, "read_gb_per_s": float,
+                          "fraction_of_bandwidth": float}]}
 APPEND = {"formats": [{"name": str, "kernel": str, "seconds": float, "packed_bytes": int,
-                       "gb_per_s": float, "share_of_decode_step": float}]}
+                       "gb_per_s": float, "read_gb_per_s": float,
+                       "fraction_of_bandwidth": float, "share_of_decode_step": float}]}
 GENERATE = {"formats": [{"name": str, "kernel": str, "prefill_tokens_per_s": float,
                          "decode_tokens_per_s": float, "cache_bytes": int}]}
 
@@ -21,6 +25,16 @@ class Bench(CommandTest):
                                   "--rounds", 2, "--batch", 2, "--kv", "k4v2", "--kv", "k2v2")
         self.assert_typed(value, GENERATE)
         self.assertEqual([entry["name"] for entry in value["formats"]], ["k4v2", "k2v2"])
+
+    def test_attention(self):
+        value = self.succeed_json("bench", "attention", "--tokens", 512, "--rounds", 2,
+                                  "--kv-heads", 1, "--query-heads", 4, "--kv", "k4v2", "--kv",
+                                  "k16v16", "--threads", 1)
+        self.assert_typed(value, ATTENTION)
+        self.assertEqual([entry["name"] for entry in value["formats"]], ["k4v2", "k16v16"])
+        for entry in value["formats"]:
+            for data in entry["accuracy"].values():
+                self.assertLess(data["relative_error"], 0.02)
 
     def test_beyond_the_context(self):
         self.fail_with("2000 + 100 tokens exceed the model's context of 2048", "bench", "generate",
