@@ -60,7 +60,8 @@ Result<Candidate> make_candidate(const AttentionBenchOptions& options, const Lay
 Result<std::vector<Round>> run_rounds(const AttentionBenchOptions& options,
                                       std::vector<Candidate>& candidates, Attention& attention,
                                       ThreadPool& threads) {
-  BandwidthProbe probe(static_cast<std::size_t>(rotation_bytes(options)));
+  KVQ_ASSIGN_OR_RETURN(BandwidthProbe probe,
+                       BandwidthProbe::create(static_cast<std::size_t>(rotation_bytes(options))));
   const std::vector<float> query =
       bench_query(options.query_heads, options.head_dim, BenchData::kDiffuse, options.seed);
   std::vector<float> output(query.size());

@@ -5,12 +5,16 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstring>
 #include <thread>
 
 namespace kvq {
 namespace {
 
-constexpr std::size_t kPieceWords = 256 * 1024 / sizeof(std::uint64_t);
+constexpr std::size_t kLineWords = 64 / sizeof(std::uint64_t);
+// Distance of the prefetch, in words. On Zen 5, of 1 to 32 KiB: the best by a fifth where memory
+// gives 77 GB/s, within 5 % of the best where it gives 48.
+constexpr std::size_t kAhead = 8192 / sizeof(std::uint64_t);
 
 // Calls body(worker) once in every thread of the pool.
 template <typename Body>
@@ -24,34 +28,38 @@ void on_every_thread(ThreadPool& threads, const Body& body) {
   });
 }
 
+// `count` is a multiple of a line.
 std::uint64_t read_words(const std::uint64_t* words, std::size_t count) {
-  std::uint64_t sum = 0;
-  for (std::size_t i = 0; i < count; ++i) sum += words[i];
-  return sum;
+  std::uint64_t sum[4] = {};
+  for (std::size_t i = 0; i < count; i += kLineWords) {
+    __builtin_prefetch(words + (i + kAhead < count ? i + kAhead : i));
+    for (std::size_t k = 0; k < 4; ++k) sum[k] += words[i + k] + words[i + 4 + k];
+  }
+  return sum[0] + sum[1] + sum[2] + sum[3];
 }
 
 }  // namespace
 
-BandwidthProbe::BandwidthProbe(std::size_t bytes) : words_(bytes / sizeof(std::uint64_t), 1) {}
+Result<BandwidthProbe> BandwidthProbe::create(std::size_t bytes) {
+  KVQ_ASSIGN_OR_RETURN(auto block, PagePool::create(0)->allocate(static_cast<std::int64_t>(bytes)));
+  std::memset(block->data(), 1, bytes);
+  return BandwidthProbe(std::move(block));
+}
 
 double BandwidthProbe::measure(ThreadPool& threads) {
-  const std::size_t pieces = words_.size() / kPieceWords;
+  const auto* const words = reinterpret_cast<const std::uint64_t*>(block_->data());
+  const std::size_t lines = static_cast<std::size_t>(block_->bytes()) / 64;
   const int parts = threads.size();
   std::atomic<std::uint64_t> sum{0};
   const auto start = std::chrono::steady_clock::now();
   threads.run(parts, [&](int part, int) {
-    const std::size_t first = pieces * part / parts;
-    const std::size_t end = pieces * (part + 1) / parts;
-    std::uint64_t own = 0;
-    for (std::size_t piece = first; piece < end; ++piece) {
-      own += read_words(words_.data() + piece * kPieceWords, kPieceWords);
-    }
-    sum.fetch_add(own);
+    const std::size_t first = lines * part / parts * kLineWords;
+    const std::size_t end = lines * (part + 1) / parts * kLineWords;
+    sum.fetch_add(read_words(words + first, end - first));
   });
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   sum_ += sum.load();
-  const double bytes = static_cast<double>(pieces * kPieceWords * sizeof(std::uint64_t));
-  return sum_ == 0 ? 0 : bytes / seconds.count() / 1e9;
+  return sum_ == 0 ? 0 : static_cast<double>(lines * 64) / seconds.count() / 1e9;
 }
 
 struct UndisturbedThreads::Saved {
