@@ -28,6 +28,8 @@ STAGES = {
 }
 # Folders outside the chain: they may include every stage and themselves.
 CALLERS = ("apps", "bench", "fuzz", "tests")
+# (caller, library of another caller) that go together: the command links this one.
+LINKED = (("apps", "bench/attention/"),)
 
 MAX_LINES = 600
 SOURCES = (".h", ".inl", ".cc", ".cpp", ".cu", ".cuh")
@@ -77,7 +79,8 @@ def check_include(root, name, included, quoted):
     if here in STAGES and there != here and there not in STAGES[here]:
         allowed = ", ".join(STAGES[here]) or "no other stage"
         return "direction", f'{here} includes "{included}"; it may use {allowed}'
-    if here in CALLERS and there not in STAGES and there != here:
+    linked = any(here == caller and included.startswith(library) for caller, library in LINKED)
+    if here in CALLERS and there not in STAGES and there != here and not linked:
         return "direction", f'{here} includes "{included}"; it may use the stages and itself'
     if is_test_only(included) and not is_test_only(name):
         return "test-only", f'"{included}" outside a test'
