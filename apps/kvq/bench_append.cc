@@ -98,8 +98,8 @@ class AppendBench {
     return {};
   }
 
-  // GB/s of this core reading memory.
-  double measure_bandwidth() { return probe_.measure(threads_); }
+  // The one undisturbed thread that runs everything.
+  ThreadPool& threads() { return threads_; }
 
   // fp16 bytes of the bulk append's rows.
   double bulk_bytes() const { return 4.0 * static_cast<double>(row_) * options_.tokens; }
@@ -119,7 +119,6 @@ class AppendBench {
   std::vector<float> value_;  // likewise
   std::vector<float> query_;  // [query_heads, head_dim]
   std::vector<float> output_;
-  BandwidthProbe probe_{kProbeBytes};
   UndisturbedThreads undisturbed_{threads_};
 };
 
@@ -202,10 +201,11 @@ Result<AppendReport> measure(const BenchAppendOptions& options) {
   attention_options.isa = report.isa;
   KVQ_ASSIGN_OR_RETURN(Attention attention, Attention::create(bench.shape(), attention_options));
   KVQ_ASSIGN_OR_RETURN(report.formats, make_formats(options, attention));
+  KVQ_ASSIGN_OR_RETURN(BandwidthProbe probe, BandwidthProbe::create(kProbeBytes));
   Samples bandwidth;
   Progress progress("append", static_cast<long>(report.formats.size()) * options.rounds);
   for (int round = 0; round < options.rounds; ++round) {
-    bandwidth.add(bench.measure_bandwidth());
+    bandwidth.add(probe.measure(bench.threads()));
     for (AppendSpeed& format : report.formats) {
       KVQ_RETURN_IF_ERROR(bench.run(attention, format));
       progress.advance();
