@@ -26,10 +26,8 @@ STAGES = {
     "runtime": ("base", "codec", "plan", "cache", "attention", "model"),
     "eval": ("base", "codec", "plan", "cache", "attention", "model", "runtime"),
 }
-# Folders outside the chain: they may include every stage and themselves.
-CALLERS = ("apps", "bench", "fuzz", "tests")
-# (caller, library of another caller) that go together: the command links this one.
-LINKED = (("apps", "bench/attention/"),)
+# Folders outside the chain: they may include every stage, themselves, and these folders.
+CALLERS = {"bench": (), "apps": ("bench",), "fuzz": (), "tests": ()}
 
 MAX_LINES = 600
 SOURCES = (".h", ".inl", ".cc", ".cpp", ".cu", ".cuh")
@@ -73,15 +71,15 @@ def check_include(root, name, included, quoted):
         if included.startswith("gtest/") and not is_test_only(name):
             return "test-only", f"<{included}> outside a test"
         return None
-    if included.split("/")[0] not in ("kvq",) + CALLERS or not (root / included).is_file():
+    if included.split("/")[0] not in ("kvq", *CALLERS) or not (root / included).is_file():
         return "spelling", f'"{included}" is no file of the tree; write "kvq/<stage>/<file>.h"'
     here, there = stage_of(name), stage_of(included)
     if here in STAGES and there != here and there not in STAGES[here]:
         allowed = ", ".join(STAGES[here]) or "no other stage"
         return "direction", f'{here} includes "{included}"; it may use {allowed}'
-    linked = any(here == caller and included.startswith(library) for caller, library in LINKED)
-    if here in CALLERS and there not in STAGES and there != here and not linked:
-        return "direction", f'{here} includes "{included}"; it may use the stages and itself'
+    if here in CALLERS and there not in (*STAGES, *CALLERS[here], here):
+        allowed = ", ".join(("the stages", *CALLERS[here]))
+        return "direction", f'{here} includes "{included}"; it may use {allowed}'
     if is_test_only(included) and not is_test_only(name):
         return "test-only", f'"{included}" outside a test'
     return None

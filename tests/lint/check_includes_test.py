@@ -19,10 +19,10 @@ GOOD = {
         "target_link_libraries(kvq_attention_reference PUBLIC kvq::cache)\n"
         "kvq_stage(attention\n  SOURCES attention.cc\n  USES cache\n"
         "  TESTS attention_test.cc\n  TEST_LIBRARIES kvq_attention_reference)\n",
-    "apps/kvq/main.cc": '#include "kvq/codec/pack.h"\n#include "apps/kvq/commands.h"\n',
+    "apps/kvq/main.cc":
+        '#include "kvq/codec/pack.h"\n#include "apps/kvq/commands.h"\n#include "bench/bandwidth.h"\n',
+    "bench/bandwidth.h": "#pragma once\n",
     "apps/kvq/commands.h": "#pragma once\n",
-    "apps/kvq/bench.cc": '#include "bench/attention/bench.h"\n',
-    "bench/attention/bench.h": "#pragma once\n",
     "build/generated.h": '#include "nowhere.h"\n',
 }
 
@@ -34,9 +34,8 @@ BAD = {
                     "kvq/model/config.h:1: [direction] "),
     "application": ({"kvq/codec/pack.cc": '#include "apps/kvq/commands.h"\n'},
                     "kvq/codec/pack.cc:1: [direction] "),
-    "other benchmark": ({"apps/kvq/main.cc": '#include "bench/other/a.h"\n',
-                         "bench/other/a.h": ""},
-                        "apps/kvq/main.cc:1: [direction] "),
+    "measurement": ({"bench/append.cc": '#include "apps/kvq/commands.h"\n'},
+                    "bench/append.cc:1: [direction] bench includes "),
     "unknown stage": ({"kvq/extra/extra.cc": "int x;\n"}, "kvq/extra/extra.cc:1: [direction] "),
     "cycle": ({"kvq/codec/a.h": '#include "kvq/codec/b.h"\n',
                "kvq/codec/b.h": '\n#include "kvq/codec/a.h"\n'},

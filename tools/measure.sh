@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# measure.sh [NAME...]: takes the measurements behind the tables of README.md and docs/ (all of them,
+# or those named), stores them in docs/results/ and rewrites the tables. Wants a quiet machine; about
+# 20 minutes on two cores. Needs build/kvq; `wiki` also needs KVQ_SHARED, a folder with
+# data/text/wiki-heldout.txt; `peers` needs Python packages (tools/peers).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+kvq=build/kvq
+threads=2
+
+wanted() { [ "${#names[@]}" -eq 0 ] || [[ " ${names[*]} " == *" $1 "* ]]; }
+names=("$@")
+
+formats() { for spec in "$@"; do printf -- '--kv\n%s\n' "$spec"; done; }
+mapfile -t widths < <(formats k16v16 k8v8 k6v6 k8v4 k5v4 k4v4 k4v3 k4v2 k3v3 k3v2 k2v4 k2v2 k1.58v1.58 k1v1)
+mapfile -t options < <(formats \
+  k4v2 k4:g32,v2:g32 k4:affine,v2:affine k4:channel:affine:none,v2:affine:none \
+  k4:none,v2:none k4:minmax,v2:minmax \
+  k2v2 k2:g32,v2:g32 k2:affine,v2:affine k2:channel:affine:none,v2:affine:none \
+  k2:none,v2:none k2:minmax,v2:minmax)
+mapfile -t kernel_formats < <(formats k16v16 k8v8 k6v6 k5v5 k4v4 k4v2 k3v3 k2v2 k1.58v1.58 k1v1 \
+  k4:affine,v2:affine k4:channel:affine:none,v2:affine:none k4:g32,v2:g32 k4:g16,v2:g16 \
+  k4:g32:channel:none,v2:none k4:none,v4:channel:none)
+mapfile -t speed_formats < <(formats k16v16 k8v8 k8v4 k4v4 k4v2 k3v3 k2v2)
+
+tasks=(--tasks models/demo-llama/tasks/recall.jsonl --tasks models/demo-llama/tasks/arith.jsonl
+  --limit 100)
+
+if wanted accuracy; then
+  tools/record.py accuracy $kvq eval --windows 16 "${tasks[@]}" "${widths[@]}" --threads $threads
+fi
+if wanted options; then
+  tools/record.py options $kvq eval --windows 16 "${tasks[@]}" "${options[@]}" --threads $threads
+fi
+if wanted wiki && [ -n "${KVQ_SHARED:-}" ]; then
+  tools/record.py wiki $kvq eval --text "$KVQ_SHARED/data/text/wiki-heldout.txt" --windows 64 \
+    "${widths[@]}" --threads $threads
+fi
+if wanted generate; then
+  tools/record.py generate $kvq bench generate --prompt-tokens 1500 --new-tokens 256 --rounds 7 \
+    "${speed_formats[@]}" --threads $threads
+fi
+if wanted attention; then
+  tools/record.py attention $kvq bench attention "${speed_formats[@]}" --threads $threads
+fi
+if wanted append; then
+  tools/record.py append $kvq bench append "${speed_formats[@]}"
+fi
+if wanted support; then
+  for isa in portable avx2 avx512; do
+    tools/record.py "support_$isa" $kvq bench attention --isa $isa --tokens 512 --rounds 1 \
+      "${kernel_formats[@]}" --threads $threads
+  done
+fi
+if wanted peers; then
+  tools/record.py peers python3 tools/peers/llama_cpp.py --threads $threads
+fi
+tools/update_tables.py

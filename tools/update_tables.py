@@ -1,0 +1,218 @@
+#!/usr/bin/env python3
+"""Writes the figures of docs/results/*.json into the pages that quote them.
+
+usage: update_tables.py            rewrite README.md and docs/*.md
+       update_tables.py --check    change nothing; exit 1 and show the difference if a page is stale
+
+A page marks a place with `<!-- figures: NAME -->` and `<!-- end of figures -->`; NAME is a function of
+this file. Under every table stands where it comes from: command, machine, compiler, revision.
+"""
+import difflib
+import json
+import math
+import pathlib
+import re
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PLACE = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
+
+
+class Results:
+    """docs/results/*.json by name."""
+
+    def __init__(self, folder):
+        self.records = {path.stem: json.loads(path.read_text(encoding="utf-8"))
+                        for path in sorted(folder.glob("*.json"))}
+
+    def record(self, name):
+        if name not in self.records:
+            sys.exit(f"update_tables.py: docs/results/{name}.json is missing; run tools/measure.sh {name}")
+        return self.records[name]
+
+    def formats(self, name):
+        """Format name -> figures, in the order of the file."""
+        return {entry["name"]: entry for entry in self.record(name)["result"]["formats"]}
+
+    def provenance(self, *names):
+        lines = []
+        for name in names:
+            record = self.record(name)
+            machine = record["machine"]
+            lines.append(f"`{short_command(record['command'])}`, revision {record['revision']}, "
+                         f"{record['date']}: {machine['cpu']}, {machine['processors']} processors, "
+                         f"{machine['system']}, {machine['compiler']}.")
+        return "\n".join(["", "<sub>" + "<br>".join(lines) + "</sub>"])
+
+
+def short_command(command):
+    """The command with its list of formats as one `--kv ...`."""
+    return re.sub(r"(--kv \S+ ?)+", "--kv ... ", command).strip()
+
+
+def table(header, rows):
+    lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def percent(value, decimals=1):
+    return f"{100 * value:.{decimals}f} %"
+
+
+def size(entry):
+    return percent(entry["cache_bytes"] / entry["cache_bytes_16bit"], 0)
+
+
+def task_names(entries):
+    return list(next(iter(entries.values()))["tasks"])
+
+
+def quality_cells(entry):
+    return [f"{entry['effective_bits']:.2f}", size(entry), f"{math.exp(entry['nll']):.3f}",
+            f"{entry['kl']:.4f}", percent(entry["top1"])] + \
+        [percent(task["accuracy"]) for task in entry["tasks"].values()]
+
+
+def quality_header(entries):
+    return ["bits a number", "cache size", "perplexity", "KL to 16 bits", "same top token"] + \
+        [f"{name} exact" for name in task_names(entries)]
+
+
+def quality_table(results, name):
+    entries = results.formats(name)
+    rows = [[f"`{spec}`"] + quality_cells(entry) for spec, entry in entries.items()]
+    return table(["format"] + quality_header(entries), rows) + "\n" + results.provenance(name)
+
+
+def headline(results):
+    quality, speed = results.formats("accuracy"), results.formats("generate")
+    packed, plain = speed["k4v2"], speed["k16v16"]
+    run = results.record("generate")["result"]
+    scores = " and ".join(f"{percent(task['accuracy'])} of {name}"
+                          for name, task in quality["k4v2"]["tasks"].items())
+    return (f"With the included model, `k4v2` (4-bit keys, 2-bit values) holds a context of "
+            f"{run['prompt_tokens'] + run['new_tokens']:,} tokens in "
+            f"**{size(packed)} of the 16-bit cache**, sinks and window included, answers {scores} "
+            f"correctly, and decodes **{packed['decode_tokens_per_s']:,.0f} tokens/s** against "
+            f"{plain['decode_tokens_per_s']:,.0f} with a 16-bit cache "
+            f"({run['threads']} threads, {results.record('generate')['machine']['cpu']}).")
+
+
+def overview(results):
+    """Quality beside memory and speed, for the formats measured in both."""
+    quality, speed = results.formats("accuracy"), results.formats("generate")
+    names = task_names(quality)
+    rows = []
+    for spec, fast in speed.items():
+        good = quality[spec]
+        rows.append([f"`{spec}`", f"{good['effective_bits']:.2f}", size(fast), f"{good['kl']:.4f}"]
+                    + [percent(good["tasks"][name]["accuracy"]) for name in names]
+                    + [f"{fast['prefill_tokens_per_s']:,.0f}", f"{fast['decode_tokens_per_s']:,.0f}"])
+    header = ["format", "bits a number", "cache size", "KL to 16 bits"] + \
+        [f"{name} exact" for name in names] + ["prompt tokens/s", "decode tokens/s"]
+    return table(header, rows) + "\n" + results.provenance("accuracy", "generate")
+
+
+def accuracy_widths(results):
+    return quality_table(results, "accuracy")
+
+
+def accuracy_options(results):
+    return quality_table(results, "options")
+
+
+def accuracy_wiki(results):
+    return quality_table(results, "wiki")
+
+
+def speed_attention(results):
+    run = results.record("attention")["result"]
+    plain = results.formats("attention")["k16v16"]["seconds"]
+    rows = [[f"`{spec}`", f"`{e['kernel']}`", f"{1e6 * e['seconds']:,.0f}", f"{plain / e['seconds']:.2f}",
+             f"{e['packed_bytes'] / 2**20:.1f}", f"{e['gb_per_s']:.1f}",
+             percent(e["fraction_of_bandwidth"], 0),
+             f"{max(kind['relative_error'] for kind in e['accuracy'].values()):.1e}"]
+            for spec, e in results.formats("attention").items()]
+    header = ["format", "kernel", "µs", "times k16v16", "MiB read", "GB/s", "of the read bandwidth",
+              "kernel's own error"]
+    shape = (f"\nOne layer, {run['tokens']:,} tokens, {run['kv_heads']} kv heads, "
+             f"{run['query_heads']} query heads, head_dim {run['head_dim']}, {run['threads']} threads; "
+             f"a plain read reaches {run['formats'][0]['read_gb_per_s']:.1f} GB/s.\n")
+    return table(header, rows) + "\n" + shape + results.provenance("attention")
+
+
+def speed_append(results):
+    entries = results.formats("append")
+    rows = [[f"`{spec}`", f"{e['gb_per_s']:.2f}", f"{1e6 * e['append_seconds_per_token']:.2f}",
+             f"{1e6 * e['attention_seconds_per_token']:.1f}", percent(e["share_of_decode_step"])]
+            for spec, e in entries.items()]
+    header = ["format", "prompt append, GB/s of fp16", "append, µs a token",
+              "attention, µs a token", "append's share"]
+    return table(header, rows) + "\n" + results.provenance("append")
+
+
+def speed_generate(results):
+    entries = results.formats("generate")
+    rows = [[f"`{spec}`", f"`{e['kernel']}`", size(e), f"{e['prefill_tokens_per_s']:,.0f}",
+             f"{e['prefill_tokens_per_s_best']:,.0f}", f"{e['decode_tokens_per_s']:,.0f}",
+             f"{e['decode_tokens_per_s_best']:,.0f}"] for spec, e in entries.items()]
+    header = ["format", "decode kernel", "cache size", "prompt tokens/s", "best", "decode tokens/s",
+              "best"]
+    return table(header, rows) + "\n" + results.provenance("generate")
+
+
+def speed_peers(results):
+    rows = [[e["name"], f"{e['prompt_tokens_per_s']:,.0f}", f"{e['prompt_tokens_per_s_best']:,.0f}",
+             f"{e['decode_tokens_per_s']:,.0f}", f"{e['decode_tokens_per_s_best']:,.0f}"]
+            for e in results.record("peers")["result"]["programs"]]
+    header = ["program, cache", "prompt tokens/s", "best", "decode tokens/s", "best"]
+    return table(header, rows) + "\n" + results.provenance("peers")
+
+
+def support(results):
+    """Which family of kernels decodes a format on each instruction set."""
+    sets = {"portable": "portable", "avx2": "AVX2", "avx512": "AVX-512"}
+    columns = [results.formats(f"support_{isa}") for isa in sets]
+    rows = [[f"`{spec}`"] + [column[spec]["kernel"].split("/")[1].split()[0] for column in columns]
+            for spec in columns[0]]
+    return table(["decode"] + list(sets.values()), rows)
+
+
+FIGURES = {function.__name__: function for function in (
+    headline, overview, accuracy_widths, accuracy_options, accuracy_wiki, speed_attention,
+    speed_append, speed_generate, speed_peers, support)}
+
+
+def rewrite(text, results, page):
+    def fill(match):
+        if match.group(2) not in FIGURES:
+            sys.exit(f"{page}: no figures are called {match.group(2)}; there are {', '.join(FIGURES)}")
+        return match.group(1) + FIGURES[match.group(2)](results) + "\n" + match.group(3)
+    return PLACE.sub(fill, text)
+
+
+def main(arguments):
+    if arguments not in ([], ["--check"]):
+        sys.exit(__doc__)
+    results = Results(ROOT / "docs" / "results")
+    stale = False
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        page = path.relative_to(ROOT).as_posix()
+        old = path.read_text(encoding="utf-8")
+        new = rewrite(old, results, page)
+        if new == old:
+            continue
+        if not arguments:
+            path.write_text(new, encoding="utf-8")
+            print(f"{page}: rewritten")
+            continue
+        stale = True
+        sys.stdout.writelines(difflib.unified_diff(
+            old.splitlines(True), new.splitlines(True), page, page + " from docs/results"))
+    if stale:
+        sys.exit("the pages differ from docs/results; run tools/update_tables.py")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
