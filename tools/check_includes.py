@@ -33,6 +33,8 @@ MAX_LINES = 600
 SOURCES = (".h", ".inl", ".cc", ".cpp", ".cu", ".cuh")
 COUNTED = SOURCES + (".py", ".sh", ".cmake")
 INCLUDE = re.compile(r'^\s*#\s*include\s*(?:"([^"]+)"|<([^>]+)>)')
+# Keywords of kvq_stage().
+SECTIONS = ("HEADERS", "SOURCES", "USES", "LIBRARIES", "PRIVATE_LIBRARIES", "TESTS", "TEST_LIBRARIES")
 TEST_LIBRARY = re.compile(r"reference|gtest|gmock", re.IGNORECASE)
 
 
@@ -138,7 +140,7 @@ def check_stage_command(name, words):
     stage = words[0][1]
     section = ""
     for number, word in words[1:]:
-        if word.isupper() and "_" in word or word in ("SOURCES", "USES", "LIBRARIES", "TESTS"):
+        if word in SECTIONS:
             section = word
         elif section == "USES" and word not in STAGES.get(stage, ()):
             allowed = ", ".join(STAGES.get(stage, ())) or "no other stage"
