@@ -51,7 +51,7 @@ Attention make_attention(const Case& c, Isa isa) {
 constexpr double kTolerance = 1e-5;
 // Integer dot products with weights of 8 bits: largest error, and relative error of all.
 constexpr double kDotTolerance = 2e-2;
-constexpr double kDotRelativeError = 9e-3;
+constexpr double kDotRelativeError = 7e-3;
 
 bool is_dot(std::string_view kernel) {
   return kernel.find("/dot k") != std::string_view::npos &&

@@ -31,25 +31,44 @@ KVQ_INLINE void pack_weights(const __m256i (&x)[8], const DecodePlan& plan, std:
   }
 }
 
-// Quantizes weights[slot] * scale[slot] (scale may be null: 1) to codes [terms][64 tokens]; the
-// factor.
+// Lanes of the 8 slots from `slot` on whose tokens are 32 to 63.
+KVQ_INLINE __m256 second_half(const DecodePlan& plan, int slot) {
+  const __m256i bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  const __m256i lanes = _mm256_set1_epi32(plan.second_half[slot / 16] >> (slot % 16));
+  return _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(lanes, bits), bits));
+}
+
+// Quantizes weights[slot] * scale[slot] (scale may be null: 1), none negative, to codes
+// [terms][64 tokens]; factors [parts].
 template <int kTerms>
-float quantize_weights(const DecodePlan& plan, const float* weights, const float* scale,
-                       std::uint8_t (*codes)[64]) {
+void quantize_weights(const DecodePlan& plan, const float* weights, const float* scale,
+                      std::uint8_t (*codes)[64], float (&factors)[weight_parts(kTerms)]) {
   constexpr float kLimit = kTerms == 2 ? 65535 : 255;
+  constexpr int kParts = weight_parts(kTerms);
   const auto element = [&](int i) {
     const __m256 p = _mm256_load_ps(weights + i);
     return scale == nullptr ? p : _mm256_mul_ps(p, _mm256_load_ps(scale + i));
   };
-  __m256 top = _mm256_setzero_ps();
-  for (int i = 0; i < 64; i += 8) top = _mm256_max_ps(top, element(i));
-  const float maximum = largest_lane(top);
-  // Weights below 1e-30 in a whole page count as zero: their reciprocal would overflow.
-  const __m256 inverse = _mm256_set1_ps(kLimit / (maximum > 1e-30F ? maximum : 1e-30F));
+  __m256 top[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+  for (int i = 0; i < 64; i += 8) {
+    const __m256 x = element(i);
+    const __m256 second = kParts == 2 ? second_half(plan, i) : _mm256_setzero_ps();
+    top[0] = _mm256_max_ps(top[0], _mm256_andnot_ps(second, x));
+    top[1] = _mm256_max_ps(top[1], _mm256_and_ps(second, x));
+  }
+  __m256 inverse[kParts];
+  for (int part = 0; part < kParts; ++part) {
+    const float maximum = largest_lane(top[part]);
+    // Weights below 1e-30 in a whole part count as zero: their reciprocal would overflow.
+    inverse[part] = _mm256_set1_ps(kLimit / (maximum > 1e-30F ? maximum : 1e-30F));
+    factors[part] = maximum * (1 / kLimit);
+  }
   __m256i q[8];
 #pragma GCC unroll 8
   for (int i = 0; i < 8; ++i) {
-    q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(element(8 * i), inverse));
+    __m256 x = inverse[0];
+    if constexpr (kParts == 2) x = _mm256_blendv_ps(x, inverse[1], second_half(plan, 8 * i));
+    q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(element(8 * i), x));
   }
   if constexpr (kTerms == 2) {
     __m256i high[8];
@@ -61,7 +80,6 @@ float quantize_weights(const DecodePlan& plan, const float* weights, const float
     pack_weights(high, plan, codes[0]);
   }
   pack_weights(q, plan, codes[kTerms - 1]);
-  return maximum * (1 / kLimit);
 }
 
 // Sums of 4 consecutive tokens' quantized weights: [8] of tokens 32 half and up, as int32.
@@ -80,33 +98,34 @@ KVQ_INLINE __m256i quad_sums(const std::uint8_t (*codes)[64], int half) {
 }
 
 // What the heads of one pass share.
-template <int kHeads>
+template <int kHeads, int kTerms>
 struct Weights {
   const std::uint8_t (*codes)[64];  // [heads * terms]
-  float factors[kHeads];
+  float factors[kHeads][weight_parts(kTerms)];
   float* output[kHeads];  // [64] of the block
 };
 
 template <Bits kBits, int kHeads, int kTerms>
-KVQ_INLINE void depth_wise_pass(const std::byte* block, const Weights<kHeads>& weights,
-                                Pacer& pacer) {
+KVQ_INLINE void depth_wise_pass(const std::byte* block, int part,
+                                const Weights<kHeads, kTerms>& weights, Pacer& pacer) {
   using Source = Codes<kBits>;
   constexpr int kRows = kHeads * kTerms;
+  constexpr int kQuads = 16 / weight_parts(kTerms);
   for (int chunk = 0; chunk < Source::kChunks; ++chunk) {
     __m256i accumulator[kRows][2];
     for (auto& row : accumulator) row[0] = row[1] = _mm256_setzero_si256();
-    dot<Source, false>(planes_at<Source>(block, 16, 0), chunk,
-                       reinterpret_cast<const std::byte*>(weights.codes), 64, 16, pacer,
-                       accumulator);
+    dot<Source, false>(planes_at<Source>(block, 16, kQuads * part), chunk,
+                       reinterpret_cast<const std::byte*>(weights.codes) + 4 * kQuads * part, 64,
+                       kQuads, pacer, accumulator);
 #pragma GCC unroll 2
     for (int head = 0; head < kHeads; ++head) {
       __m256 result[2];
       join<Source, kTerms>(accumulator, head, result);
+      const __m256 factor = _mm256_set1_ps(weights.factors[head][part]);
 #pragma GCC unroll 2
       for (int i = 0; i < kResults<Source>; ++i) {
         float* const at = weights.output[head] + Source::slot(chunk, i);
-        _mm256_store_ps(at, _mm256_fmadd_ps(result[i], _mm256_set1_ps(weights.factors[head]),
-                                            _mm256_load_ps(at)));
+        _mm256_store_ps(at, _mm256_fmadd_ps(result[i], factor, _mm256_load_ps(at)));
       }
     }
   }
@@ -114,10 +133,12 @@ KVQ_INLINE void depth_wise_pass(const std::byte* block, const Weights<kHeads>& w
 
 // Adds what all channels of a block have in common: center and middle.
 template <int kTerms>
-void add_center(const TensorFormat& format, const std::uint8_t (*codes)[64], float factor,
-                const float* weights, const float* centers, float* lanes) {
-  const __m256 scale = _mm256_set1_ps(-factor * middle(format.spec.bits));
+void add_center(const TensorFormat& format, const std::uint8_t (*codes)[64],
+                const float (&factors)[weight_parts(kTerms)], const float* weights,
+                const float* centers, float* lanes) {
   for (int half = 0; half < 2; ++half) {
+    const float factor = factors[half * weight_parts(kTerms) / 2];
+    const __m256 scale = _mm256_set1_ps(-factor * middle(format.spec.bits));
     __m256 x = _mm256_load_ps(lanes + 8 * half);
     x = _mm256_fmadd_ps(_mm256_cvtepi32_ps(quad_sums<kTerms>(codes, half)), scale, x);
     if (format.has_centers()) {
@@ -134,7 +155,7 @@ __attribute__((noinline)) void depth_wise_heads(const DecodePlan& plan, const st
                                                 int first_head, Pacer& pacer,
                                                 DecodeScratch& scratch) {
   const TensorFormat& format = plan.value_format;
-  Weights<kHeads> weights;
+  Weights<kHeads, kTerms> weights;
   weights.codes = scratch.weight_codes;
   for (int block = 0; block < format.blocks; ++block) {
     for (int head = 0; head < kHeads; ++head) {
@@ -142,13 +163,15 @@ __attribute__((noinline)) void depth_wise_heads(const DecodePlan& plan, const st
       weights.output[head] = scratch.output + h * plan.output_stride + 64 * block;
       if (block > 0 && plan.value_blocks_share) continue;
       std::uint8_t(*codes)[64] = scratch.weight_codes + head * kTerms;
-      weights.factors[head] =
-          quantize_weights<kTerms>(plan, scratch.scores[h], scratch.scales[block], codes);
+      quantize_weights<kTerms>(plan, scratch.scores[h], scratch.scales[block], codes,
+                               weights.factors[head]);
       add_center<kTerms>(format, codes, weights.factors[head], scratch.scores[h],
                          scratch.centers[block], scratch.center[h] + 16 * block);
     }
-    depth_wise_pass<kBits, kHeads, kTerms>(page + format.planes_offset + block * format.block_bytes,
-                                           weights, pacer);
+    const std::byte* planes = page + format.planes_offset + block * format.block_bytes;
+    for (int part = 0; part < weight_parts(kTerms); ++part) {
+      depth_wise_pass<kBits, kHeads, kTerms>(planes, part, weights, pacer);
+    }
   }
 }
 
@@ -162,7 +185,7 @@ struct RowSegment {
 
 template <Bits kBits, int kHeads, int kTerms>
 KVQ_INLINE void row_wise_pass(PlaneCursor planes, int first_token, int quads,
-                              const Weights<kHeads>& weights, const float* sums,
+                              const Weights<kHeads, kTerms>& weights, const float* sums,
                               const RowSegment& segment, Pacer& pacer) {
   using Source = Codes<kBits>;
   constexpr int kRows = kHeads * kTerms;
@@ -177,6 +200,8 @@ KVQ_INLINE void row_wise_pass(PlaneCursor planes, int first_token, int quads,
       __m256 result[2];
       join<Source, kTerms>(accumulator, head, result);
       const __m256 sum = _mm256_set1_ps(sums[head]);
+      const int part = first_token * weight_parts(kTerms) / kPageTokens;
+      const __m256 factor = _mm256_set1_ps(weights.factors[head][part]);
       const __m256 shift = _mm256_set1_ps(sums[head] * segment.middle);
 #pragma GCC unroll 2
       for (int i = 0; i < kResults<Source>; ++i) {
@@ -187,8 +212,7 @@ KVQ_INLINE void row_wise_pass(PlaneCursor planes, int first_token, int quads,
           x = _mm256_fmadd_ps(_mm256_load_ps(segment.centers + slot), sum, x);
         }
         float* const at = weights.output[head] + slot;
-        _mm256_store_ps(
-            at, _mm256_fmadd_ps(x, _mm256_set1_ps(weights.factors[head]), _mm256_load_ps(at)));
+        _mm256_store_ps(at, _mm256_fmadd_ps(x, factor, _mm256_load_ps(at)));
       }
     }
   }
@@ -211,13 +235,13 @@ __attribute__((noinline)) void row_wise_heads(const DecodePlan& plan, const std:
                                               DecodeScratch& scratch) {
   const TensorFormat& format = plan.value_format;
   const int depth = plan.value_segment_depth;
-  Weights<kHeads> weights;
+  Weights<kHeads, kTerms> weights;
   weights.codes = scratch.weight_codes;
   float sums[kPageTokens / 16][kHeads];
   for (int head = 0; head < kHeads; ++head) {
     std::uint8_t(*codes)[64] = scratch.weight_codes + head * kTerms;
-    weights.factors[head] =
-        quantize_weights<kTerms>(plan, scratch.scores[first_head + head], nullptr, codes);
+    quantize_weights<kTerms>(plan, scratch.scores[first_head + head], nullptr, codes,
+                             weights.factors[head]);
     for (int segment = 0; segment < plan.value_segments; ++segment) {
       sums[segment][head] = sum_of_weights<kTerms>(codes, segment * depth, depth);
     }
@@ -249,8 +273,8 @@ void values(const DecodePlan& plan, const std::byte* page, Prefetch prefetch,
   if (format.has_centers()) {
     pick_all(page + format.centers_offset, plan.value_picks, picks, nullptr, scratch.centers);
   }
-  constexpr int kPair = kTerms == 1 ? 2 : 1;  // heads of a pass
-  const int passes = (plan.heads + kPair - 1) / kPair;
+  constexpr int kPair = kTerms == 1 ? 2 : 1;            // heads of a pass
+  const int passes = (plan.heads + kPair - 1) / kPair;  // over the whole depth
   Pacer pacer(prefetch, passes * format.blocks * Codes<kBits>::kChunks * 4);
   for (int head = 0; head < plan.heads; head += kPair) {
     if (head + kPair > plan.heads) {

@@ -8,9 +8,10 @@
 //   row-wise parameters    p is quantized once per page; output += factor * (scale[channel] *
 //   (a scale per channel)  (sum p8 code - middle sum p8) + center[channel] sum p8) per depth group
 //
-// Weights are scaled by their exact maximum of the page: a dominant token comes out exact.
+// Weights are scaled by their exact maximum of the half page (two terms: of the page): a dominant
+// token comes out exact.
 // Cost for head_dim 128, 4 query heads: 512 VPDPBUSD = 256 cycles a page, quantization about 40 and
-// the output update about 20 cycles a head.
+// the output update about 35 cycles a head.
 #include "kvq/attention/cpu/decode_avx512_dot.h"
 #include "kvq/attention/cpu/decode_avx512_kernels.h"
 
@@ -28,7 +29,7 @@ KVQ_INLINE __m512 largest_of_four(__m512 a, __m512 b, __m512 c, __m512 d) {
   return _mm512_max_ps(x, _mm512_shuffle_f32x4(x, x, 0xB1));
 }
 
-// [heads] maxima of heads' vectors, as broadcasts to memory.
+// The largest elements of `kHeads` (1, 2 or a multiple of 4) vectors.
 template <int kHeads>
 KVQ_INLINE void largest(const __m512 (&x)[kHeads], float* out) {
   if constexpr (kHeads == 1) {
@@ -36,7 +37,7 @@ KVQ_INLINE void largest(const __m512 (&x)[kHeads], float* out) {
   } else if constexpr (kHeads == 2) {
     _mm_storeu_ps(out, _mm512_castps512_ps128(largest_of_four(x[0], x[1], x[0], x[1])));
   } else {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int h = 0; h < kHeads; h += 4) {
       _mm_storeu_ps(out + h,
                     _mm512_castps512_ps128(largest_of_four(x[h], x[h + 1], x[h + 2], x[h + 3])));
@@ -51,39 +52,49 @@ KVQ_INLINE __m512i pack_weights(const __m512i (&x)[4], __m512i order) {
   return _mm512_permutexvar_epi8(order, _mm512_packus_epi16(low, high));
 }
 
-// Quantizes weights[h][slot] * scale[slot]: codes [virtual heads][64 tokens], factors [heads].
+// Quantizes weights[h][slot] * scale[slot], none negative: codes [virtual heads][64 tokens],
+// factors [parts][heads].
 template <int kHeads, int kTerms>
 KVQ_INLINE void quantize_weights(const DecodePlan& plan, const float (*weights)[64],
                                  const __m512 (&scale)[4], std::uint8_t (*codes)[64],
                                  float* factors) {
   constexpr float kLimit = kTerms == 2 ? 65535 : 255;
-  __m512 top[kHeads];
+  constexpr int kParts = weight_parts(kTerms);
+  __m512 top[kParts * kHeads];
 #pragma GCC unroll 8
   for (int head = 0; head < kHeads; ++head) {
-    const float* const p = weights[head];
-    const __m512 a = _mm512_max_ps(_mm512_mul_ps(_mm512_load_ps(p), scale[0]),
-                                   _mm512_mul_ps(_mm512_load_ps(p + 16), scale[1]));
-    const __m512 b = _mm512_max_ps(_mm512_mul_ps(_mm512_load_ps(p + 32), scale[2]),
-                                   _mm512_mul_ps(_mm512_load_ps(p + 48), scale[3]));
-    top[head] = _mm512_max_ps(a, b);
+#pragma GCC unroll 2
+    for (int part = 0; part < kParts; ++part) {
+      __m512 x[4];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        const auto lanes = static_cast<__mmask16>(kParts == 1 ? 0xFFFF
+                                                  : part == 0 ? ~plan.second_half[i]
+                                                              : plan.second_half[i]);
+        x[i] = _mm512_maskz_mul_ps(lanes, _mm512_load_ps(weights[head] + 16 * i), scale[i]);
+      }
+      top[part * kHeads + head] =
+          _mm512_max_ps(_mm512_max_ps(x[0], x[1]), _mm512_max_ps(x[2], x[3]));
+    }
   }
-  alignas(32) float maximum[kHeads < 4 ? 4 : kHeads];
-  largest<kHeads>(top, maximum);
-  alignas(32) float inverse[kHeads];
-#pragma GCC unroll 8
-  for (int head = 0; head < kHeads; ++head) {
-    // Weights below 1e-30 in a whole page count as zero: their reciprocal would overflow.
-    inverse[head] = kLimit / (maximum[head] > 1e-30F ? maximum[head] : 1e-30F);
-    factors[head] = maximum[head] * (1 / kLimit);
+  alignas(64) float maximum[kParts * kHeads < 4 ? 4 : kParts * kHeads];
+  largest<kParts * kHeads>(top, maximum);
+  alignas(64) float inverse[kParts * kHeads];
+#pragma GCC unroll 16
+  for (int i = 0; i < kParts * kHeads; ++i) {
+    // Weights below 1e-30 in a whole part count as zero: their reciprocal would overflow.
+    inverse[i] = kLimit / (maximum[i] > 1e-30F ? maximum[i] : 1e-30F);
+    factors[i] = maximum[i] * (1 / kLimit);
   }
   const __m512i order = _mm512_load_si512(plan.weight_order);
 #pragma GCC unroll 8
   for (int head = 0; head < kHeads; ++head) {
-    const __m512 x = _mm512_set1_ps(inverse[head]);
     __m512i q[4];
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
       const __m512 p = _mm512_load_ps(weights[head] + 16 * i);
+      const __m512 x = _mm512_mask_blend_ps(plan.second_half[i], _mm512_set1_ps(inverse[head]),
+                                            _mm512_set1_ps(inverse[(kParts - 1) * kHeads + head]));
       q[i] = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_mul_ps(p, scale[i]), x));
     }
     if constexpr (kTerms == 2) {
@@ -113,7 +124,7 @@ KVQ_INLINE __m512i quad_sums(const std::uint8_t (*codes)[64], int head) {
 // The middle code as the kernel sees codes: 8-bit codes are shifted by 128.
 float middle_operand(Bits bits) { return middle(bits) - (bits == Bits::k8 ? 128.0F : 0.0F); }
 
-// One block of 64 channels for kHeads heads: output += factor * sum.
+// One block of 64 channels for kHeads heads: output += factor * sum; factors [parts][heads].
 template <Bits kBits, int kHeads, int kTerms, int kFirst>
 KVQ_INLINE void depth_wise_pass(const std::byte* block, const std::uint8_t (*codes)[64],
                                 const float* factors, float* output, int output_stride,
@@ -121,22 +132,26 @@ KVQ_INLINE void depth_wise_pass(const std::byte* block, const std::uint8_t (*cod
   using Source = Codes<kBits, false>;
   constexpr int kVirtual = kHeads * kTerms;
   constexpr int kCount = pass_width(kVirtual);
-  __m512i accumulator[kVirtual][kCount];
+  constexpr int kQuads = 16 / weight_parts(kTerms);
+  for (int part = 0; part < weight_parts(kTerms); ++part) {
+    __m512i accumulator[kVirtual][kCount];
 #pragma GCC unroll 8
-  for (int v = 0; v < kVirtual; ++v) {
+    for (int v = 0; v < kVirtual; ++v) {
 #pragma GCC unroll 4
-    for (int i = 0; i < kCount; ++i) accumulator[v][i] = _mm512_setzero_si512();
-  }
-  dot<Source, false, kFirst>(planes_at<Source>(block, 16, 0),
-                             reinterpret_cast<const std::byte*>(codes), 64, 16, pacer, accumulator);
+      for (int i = 0; i < kCount; ++i) accumulator[v][i] = _mm512_setzero_si512();
+    }
+    dot<Source, false, kFirst>(planes_at<Source>(block, 16, kQuads * part),
+                               reinterpret_cast<const std::byte*>(codes) + 4 * kQuads * part, 64,
+                               kQuads, pacer, accumulator);
 #pragma GCC unroll 8
-  for (int head = 0; head < kHeads; ++head) {
-    const __m512 factor = _mm512_set1_ps(factors[head]);
+    for (int head = 0; head < kHeads; ++head) {
+      const __m512 factor = _mm512_set1_ps(factors[part * kHeads + head]);
 #pragma GCC unroll 4
-    for (int i = 0; i < kCount; ++i) {
-      float* const at = output + head * output_stride + 16 * (kFirst + i);
-      _mm512_store_ps(at, _mm512_fmadd_ps(total<kTerms, kHeads>(accumulator, head, i), factor,
-                                          _mm512_load_ps(at)));
+      for (int i = 0; i < kCount; ++i) {
+        float* const at = output + head * output_stride + 16 * (kFirst + i);
+        _mm512_store_ps(at, _mm512_fmadd_ps(total<kTerms, kHeads>(accumulator, head, i), factor,
+                                            _mm512_load_ps(at)));
+      }
     }
   }
 }
@@ -161,7 +176,8 @@ __attribute__((noinline)) void depth_wise_block(const DecodePlan& plan, const st
   const float(*weights)[64] = scratch.scores + first_head;
   const __m512 mid = _mm512_set1_ps(middle_operand(kBits));
   std::uint8_t(*codes)[64] = scratch.weight_codes;
-  alignas(32) float factors[kHeads];
+  constexpr int kLast = (weight_parts(kTerms) - 1) * kHeads;
+  alignas(64) float factors[weight_parts(kTerms) * kHeads];
   for (int block = 0; block < format.blocks; ++block) {
     if (block == 0 || !plan.value_blocks_share) {
       __m512 scale[4];
@@ -172,8 +188,9 @@ __attribute__((noinline)) void depth_wise_block(const DecodePlan& plan, const st
       for (int head = 0; head < kHeads; ++head) {
         float* const center = scratch.center[first_head + head] + 16 * block;
         const __m512 sums = _mm512_cvtepi32_ps(quad_sums<kHeads, kTerms>(codes, head));
-        __m512 x = _mm512_fnmadd_ps(_mm512_mul_ps(sums, mid), _mm512_set1_ps(factors[head]),
-                                    _mm512_load_ps(center));
+        const __m512 factor = _mm512_mask_blend_ps(0xFF00, _mm512_set1_ps(factors[head]),
+                                                   _mm512_set1_ps(factors[kLast + head]));
+        __m512 x = _mm512_fnmadd_ps(_mm512_mul_ps(sums, mid), factor, _mm512_load_ps(center));
         if (format.has_centers()) {
           for (int i = 0; i < 64; i += 16) {
             x = _mm512_fmadd_ps(_mm512_load_ps(weights[head] + i),
@@ -246,7 +263,8 @@ __attribute__((noinline)) void row_wise_block(const DecodePlan& plan, const std:
   const TensorFormat& format = plan.value_format;
   const int segment_quads = plan.value_segment_depth / 4;
   std::uint8_t(*codes)[64] = scratch.weight_codes;
-  alignas(32) float factors[kHeads];
+  constexpr int kParts = weight_parts(kTerms);
+  alignas(64) float factors[kParts * kHeads];
   const __m512 one = _mm512_set1_ps(1);
   const __m512 no_scale[4] = {one, one, one, one};
   quantize_weights<kHeads, kTerms>(plan, scratch.scores + first_head, no_scale, codes, factors);
@@ -265,7 +283,8 @@ __attribute__((noinline)) void row_wise_block(const DecodePlan& plan, const std:
     for (int segment = 0; segment < plan.value_segments; ++segment) {
       const int pick = block * plan.value_segments + segment;
       const RowSegment part{scratch.scales[pick],
-                            format.has_centers() ? scratch.centers[pick] : nullptr, factors,
+                            format.has_centers() ? scratch.centers[pick] : nullptr,
+                            factors + segment * kParts / plan.value_segments * kHeads,
                             sums[segment], middle_operand(kBits)};
       const PlaneCursor at = planes_at<Codes<kBits, false>>(planes, 16, segment * segment_quads);
       const std::uint8_t* operand = codes[0] + segment * plan.value_segment_depth;

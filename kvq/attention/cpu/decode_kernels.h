@@ -32,6 +32,11 @@ inline constexpr float kNoScore = -1e30F;
 // after the first pages of a unit that hardly ever happens.
 inline constexpr float kReferenceSlack = 8;
 
+// Parts of a page whose weights have a maximum, and so a resolution, of their own: one uint8 term
+// of the weights is scaled by the largest of each half page (32 tokens), which cuts its rounding
+// error by a quarter where many tokens matter; two terms are fine enough for the whole page.
+constexpr int weight_parts(int terms) { return terms == 1 ? 2 : 1; }
+
 // The order in which accumulators hold the 64 rows of a block; row = 16 j + 2 g + r (page layout).
 enum class RowOrder : std::uint8_t {
   kNatural,  // slot = row
@@ -138,6 +143,7 @@ struct DecodePlan {
   // The same in terms of 16-byte runs: [run][token] = place in the run, or 0x80 if not in this run.
   alignas(64) std::uint8_t weight_shuffle[4][64];
   alignas(64) std::uint8_t token_slot[64];  // the slot of a token
+  std::uint16_t second_half[4];  // lanes of vector u (slot order of the keys) with tokens 32 to 63
 };
 
 // The query heads of one kv head of one item. Rows have depth padded to a multiple of 64 (zeros).

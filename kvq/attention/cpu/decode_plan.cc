@@ -54,7 +54,8 @@ bool plan_value_parameters(DecodePlan& plan) {
   const TensorFormat& format = plan.value_format;
   plan.value_segments = format.depth_wise || format.group_depth == 0
                             ? 1
-                            : kPageTokens / std::min(format.group_depth, 64);
+                            : std::max(kPageTokens / std::min(format.group_depth, 64),
+                                       weight_parts(plan.value_terms));
   plan.value_segment_depth = kPageTokens / plan.value_segments;
   plan.value_blocks_share = false;
   if (format.spec.bits == Bits::k16) return true;
@@ -141,6 +142,8 @@ bool make_decode_plan(const DecodeKernels& kernels, const PageFormat& format, in
           run == lane >> 2 ? static_cast<std::uint8_t>(4 * u + (lane & 3)) : std::uint8_t{0x80};
     }
     plan.token_slot[token] = static_cast<std::uint8_t>(slot);
+    if (lane == 0) plan.second_half[u] = 0;
+    plan.second_half[u] |= static_cast<std::uint16_t>((token / 32) << lane);
   }
   return true;
 }

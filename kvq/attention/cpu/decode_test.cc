@@ -61,7 +61,7 @@ double allowed_error(const LayerSpec& spec, Precision precision) {
   if (precision == Precision::kFast && spec.key.bits != Bits::k16) return 4e-2;
   return spec.value.bits == Bits::k16 || spec.value.bits == Bits::k8 || spec.value.bits == Bits::k6
              ? 1e-3
-             : 9e-3;
+             : 7e-3;
 }
 
 void check(const Case& test, Precision precision = Precision::kDefault) {
