@@ -1,4 +1,4 @@
-# kvq_system_library(NAME HEADER): a library that ships no CMake package, as the imported target
+# kvq_system_library(NAME HEADER): a library without a CMake package to use, as the imported target
 # system::NAME. Used by the build and by the installed package.
 function(kvq_system_library name header)
   if(TARGET system::${name})
