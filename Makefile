@@ -31,8 +31,11 @@ build: build/build.ninja ## the command build/kvq, libraries, tests and benchmar
 test: build ## build and run all tests
 	ctest --preset release -j $(TEST_JOBS)
 
-bench: build ## speed of the kernels on this machine
-	@tools/bench.sh
+bench: build/build.ninja ## speed of attention, packing and the included model on this machine
+	@cmake --build --preset release -j $(JOBS) --target kvq
+	build/kvq bench attention
+	build/kvq bench append
+	build/kvq bench generate
 
 lint: lint-packages ## format, static analysis, include order, shell scripts
 	cmake --preset release
