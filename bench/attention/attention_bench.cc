@@ -86,6 +86,7 @@ Result<std::vector<Round>> run_rounds(const AttentionBenchOptions& options,
 // Drops disturbed rounds and fills in the figures of time.
 void summarize(std::vector<Round> rounds, AttentionBenchReport& report) {
   std::vector<double> probes;
+  probes.reserve(rounds.size());
   for (const Round& round : rounds) probes.push_back(round.probe);
   const double least = kDisturbed * median(probes);
   const std::size_t all = rounds.size();

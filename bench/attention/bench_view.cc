@@ -18,7 +18,8 @@ void random_keys(BenchData data, int count, int head_dim, std::mt19937_64& rando
     for (int channel = 0; channel < head_dim; ++channel) {
       float x = normal(random);
       if (data == BenchData::kLargeChannels && channel % (head_dim / 5) == 3) {
-        x = 4 * x + 8.0F + 2.0F * static_cast<float>(channel / (head_dim / 5));
+        const int large = channel / (head_dim / 5);  // how many came before
+        x = 4 * x + 8.0F + 2.0F * static_cast<float>(large);
       }
       if (data == BenchData::kTwoChannels && channel % (head_dim / 2) == 5) x *= 25;
       rows[i * head_dim + channel] = to_half(x);

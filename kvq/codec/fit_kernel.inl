@@ -20,12 +20,15 @@ namespace {
 constexpr int kRows = 64;  // rows of a block, tokens of a page
 constexpr int kMaxMembers = 256;
 
+template <int... kByte>
+inline Words transpose_bytes(Words words, std::integer_sequence<int, kByte...>) {
+  const Bytes bytes = reinterpret_cast<Bytes>(words);
+  return reinterpret_cast<Words>(
+      __builtin_shufflevector(bytes, bytes, (kByte / 16 * 16 + kByte % 4 * 4 + kByte % 16 / 4)...));
+}
+
 inline Words transpose_bytes(Words words) {
-  Bytes index;
-  for (int i = 0; i < 4 * kLanes; ++i) {
-    index[i] = static_cast<std::uint8_t>(i / 16 * 16 + i % 4 * 4 + i % 16 / 4);
-  }
-  return reinterpret_cast<Words>(__builtin_shuffle(reinterpret_cast<Bytes>(words), index));
+  return transpose_bytes(words, std::make_integer_sequence<int, 4 * kLanes>{});
 }
 
 // Quantizes one group of one vector of lines, the first being `line`, from `member` on.

@@ -183,7 +183,8 @@ double least_symmetric_error(const std::vector<double>& group, int levels) {
     energy += x * x;
     product += first * std::abs(x);
     square += first * first;
-    for (double level = first; level < mid; level += 1) {
+    for (int i = 0; first + i < mid; ++i) {
+      const double level = first + i;
       steps.push_back({std::abs(x) / (level + 0.5), std::abs(x), 2 * level + 1});
     }
   }

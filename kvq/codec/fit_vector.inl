@@ -1,6 +1,7 @@
 // Vectors of KVQ_LANES lanes in GCC's vector notation: one source for every instruction set. Every
 // function works lane by lane in IEEE binary32, so the number of lanes does not change a result.
 #include <cstdint>
+#include <utility>
 
 namespace kvq {
 namespace {
@@ -28,12 +29,15 @@ constexpr std::int32_t kSignBit = -0x7fffffff - 1;
 // Adding 1.5 * 2^23 rounds |x| < 2^22 to an integer, ties to even, and leaves it in the low bits.
 constexpr float kRounder = 12582912.0F;
 
+template <int Distance, int... kLane>
+inline Floats exchange(Floats value, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(value, value, (kLane ^ Distance)...);
+}
+
 // Lane l gets lane l ^ Distance; Distance is a power of two.
 template <int Distance>
 inline Floats exchange(Floats value) {
-  Ints index;
-  for (int lane = 0; lane < kLanes; ++lane) index[lane] = lane ^ Distance;
-  return __builtin_shuffle(value, index);
+  return exchange<Distance>(value, std::make_integer_sequence<int, kLanes>{});
 }
 
 // 1 / value, 0 unless value > 0.

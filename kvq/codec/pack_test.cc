@@ -244,9 +244,9 @@ TEST(PackPage, OneBitScaleSaturates) {
 TEST(PackPage, SubnormalScalesWork) {
   // 15 levels of 2^-24, the least scale.
   const PageFormat format = make_format("k4:none:minmax,v4:none:minmax:affine", 64);
-  std::vector<Half> rows;
+  std::vector<Half> rows(kPageTokens * 64);
   for (int i = 0; i < kPageTokens * 64; ++i) {
-    rows.push_back(to_half(static_cast<float>(i % 16) * 0x1p-24F));
+    rows[i] = to_half(static_cast<float>(i % 16) * 0x1p-24F);
   }
   const Unpacked stored = unpack(format, pack(format, rows, rows));
   // Center 7.5 * 2^-24 is rounded to 8 * 2^-24: half a level off, and the lowest one is lost.

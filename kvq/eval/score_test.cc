@@ -24,28 +24,28 @@ class Scores : public testing::Test {
     EngineOptions options;
     options.threads = 2;
     options.isa = *isa;
-    auto engine = Engine::load(kModel, options);
-    ASSERT_TRUE(engine) << engine.error().message;
-    engine_ = std::make_unique<Engine>(std::move(*engine));
-    auto tokenizer = Tokenizer::open(kModel);
-    ASSERT_TRUE(tokenizer) << tokenizer.error().message;
-    tokenizer_ = std::make_unique<Tokenizer>(std::move(*tokenizer));
+    auto loaded = Engine::load(kModel, options);
+    ASSERT_TRUE(loaded) << loaded.error().message;
+    engine = std::make_unique<Engine>(std::move(*loaded));
+    auto opened = Tokenizer::open(kModel);
+    ASSERT_TRUE(opened) << opened.error().message;
+    tokenizer = std::make_unique<Tokenizer>(std::move(*opened));
   }
 
   static void TearDownTestSuite() {
-    engine_.reset();
-    tokenizer_.reset();
+    engine.reset();
+    tokenizer.reset();
   }
 
   static std::shared_ptr<const CacheSpec> spec(std::string_view text) {
     return std::make_shared<const CacheSpec>(
-        engine_->cache_spec(parse_layer_spec(text).value(), /*sinks=*/4, /*window=*/64));
+        engine->cache_spec(parse_layer_spec(text).value(), /*sinks=*/4, /*window=*/64));
   }
 
   static TokenWindow window(int first_item, std::size_t tokens) {
     const auto lines = read_json_lines(kModel / "tasks/recall.jsonl", first_item + 1);
     const auto text = lines->back().object["prompt"].get<std::string>();
-    TokenWindow result = tokenizer_->encode(text, true).value();
+    TokenWindow result = tokenizer->encode(text, true).value();
     result.resize(tokens);
     return result;
   }
@@ -55,13 +55,13 @@ class Scores : public testing::Test {
   static std::vector<double> log_probabilities(const TokenWindow& tokens,
                                                const std::shared_ptr<const CacheSpec>& cache,
                                                std::size_t step) {
-    Sequence sequence = engine_->new_sequence(cache, PagePool::create(0)).value();
-    const auto vocabulary = static_cast<std::size_t>(engine_->config().vocabulary);
+    Sequence sequence = engine->new_sequence(cache, PagePool::create(0)).value();
+    const auto vocabulary = static_cast<std::size_t>(engine->config().vocabulary);
     std::vector<double> result;
     for (std::size_t start = 0; start < tokens.size(); start += step) {
       const Chunk chunk{&sequence,
                         std::span(tokens).subspan(start, std::min(step, tokens.size() - start))};
-      const auto logits = engine_->forward({&chunk, 1}, LogitRows::kAll).value();
+      const auto logits = engine->forward({&chunk, 1}, LogitRows::kAll).value();
       for (std::size_t row = 0; row < logits.size(); row += vocabulary) {
         double sum = 0;
         for (std::size_t i = 0; i < vocabulary; ++i) {
@@ -77,12 +77,12 @@ class Scores : public testing::Test {
 
   // One pass over prompt and answer; every answer token compared with std::max_element.
   static bool answers_right(const TaskItem& item, const std::shared_ptr<const CacheSpec>& cache) {
-    Sequence sequence = engine_->new_sequence(cache, PagePool::create(0)).value();
+    Sequence sequence = engine->new_sequence(cache, PagePool::create(0)).value();
     TokenWindow tokens = item.prompt;
     tokens.insert(tokens.end(), item.answer.begin(), item.answer.end());
     const Chunk chunk{&sequence, tokens};
-    const auto logits = engine_->forward({&chunk, 1}, LogitRows::kAll).value();
-    const auto vocabulary = static_cast<std::size_t>(engine_->config().vocabulary);
+    const auto logits = engine->forward({&chunk, 1}, LogitRows::kAll).value();
+    const auto vocabulary = static_cast<std::size_t>(engine->config().vocabulary);
     for (std::size_t t = item.prompt.size(); t < tokens.size(); ++t) {
       const auto row = logits.subspan((t - 1) * vocabulary, vocabulary);
       if (std::max_element(row.begin(), row.end()) - row.begin() != tokens[t]) return false;
@@ -90,12 +90,12 @@ class Scores : public testing::Test {
     return true;
   }
 
-  static std::unique_ptr<Engine> engine_;
-  static std::unique_ptr<Tokenizer> tokenizer_;
+  static std::unique_ptr<Engine> engine;
+  static std::unique_ptr<Tokenizer> tokenizer;
 };
 
-std::unique_ptr<Engine> Scores::engine_;
-std::unique_ptr<Tokenizer> Scores::tokenizer_;
+std::unique_ptr<Engine> Scores::engine;
+std::unique_ptr<Tokenizer> Scores::tokenizer;
 
 // Adds a window to sums that TextScore is the mean of.
 void add_naive(TextScore& score, const TokenWindow& tokens, const std::vector<double>& reference,
@@ -117,7 +117,7 @@ TEST_F(Scores, TextAgreesWithPlainDoubleArithmetic) {
   const auto reference = spec("k16v16");
   const std::vector<std::shared_ptr<const CacheSpec>> formats = {
       spec("k4v2"), spec("k2:g32:channel:affine,v3:none"), spec("k16v16")};
-  const auto scores = score_text(*engine_, windows, reference, formats, PagePool::create(0));
+  const auto scores = score_text(*engine, windows, reference, formats, PagePool::create(0));
   ASSERT_TRUE(scores) << scores.error().message;
   ASSERT_EQ(scores->formats.size(), 3U);
   for (std::size_t f = 0; f < formats.size(); ++f) {
@@ -142,7 +142,7 @@ TEST_F(Scores, TextIsWhatDecodingComputes) {
   const std::vector<TokenWindow> windows = {window(2, 240)};
   const auto reference = spec("k16v16");
   const auto format = spec("k2v2");
-  const auto scores = score_text(*engine_, windows, reference, {{format}}, PagePool::create(0));
+  const auto scores = score_text(*engine, windows, reference, {{format}}, PagePool::create(0));
   ASSERT_TRUE(scores) << scores.error().message;
   TextScore expected;
   add_naive(expected, windows[0], log_probabilities(windows[0], reference, 1),
@@ -154,10 +154,10 @@ TEST_F(Scores, TextIsWhatDecodingComputes) {
 
 TEST_F(Scores, WindowsAreConsecutive) {
   const std::string text = read_file(kModel / "tasks/arith.jsonl")->substr(0, 3000);
-  const std::vector<int> begin = tokenizer_->encode("", true).value();
+  const std::vector<int> begin = tokenizer->encode("", true).value();
   ASSERT_EQ(begin.size(), 1U);
-  const std::vector<int> all = tokenizer_->encode(text, false).value();
-  const auto windows = cut_windows(*tokenizer_, text, {.count = 3, .tokens = 101});
+  const std::vector<int> all = tokenizer->encode(text, false).value();
+  const auto windows = cut_windows(*tokenizer, text, {.count = 3, .tokens = 101});
   ASSERT_TRUE(windows) << windows.error().message;
   ASSERT_EQ(windows->size(), 3U);
   for (std::size_t i = 0; i < 3; ++i) {
@@ -167,28 +167,28 @@ TEST_F(Scores, WindowsAreConsecutive) {
     EXPECT_TRUE(
         std::equal(tokens.begin() + 1, tokens.end(), all.begin() + static_cast<long>(100 * i)));
   }
-  EXPECT_EQ(cut_windows(*tokenizer_, text, {.count = 1000, .tokens = 101})->size(),
+  EXPECT_EQ(cut_windows(*tokenizer, text, {.count = 1000, .tokens = 101})->size(),
             all.size() / 100);
-  const auto none = cut_windows(*tokenizer_, "a few words", {.count = 1, .tokens = 101});
+  const auto none = cut_windows(*tokenizer, "a few words", {.count = 1, .tokens = 101});
   ASSERT_FALSE(none);
   EXPECT_EQ(none.error().message, "the text has 3 tokens, a window needs 100");
 }
 
 TEST_F(Scores, WrittenWindowsDependOnTheSeedAlone) {
   const WindowOptions options{.count = 2, .tokens = 40};
-  const auto first = write_windows(*engine_, *tokenizer_, options, 7, PagePool::create(0));
+  const auto first = write_windows(*engine, *tokenizer, options, 7, PagePool::create(0));
   ASSERT_TRUE(first) << first.error().message;
   ASSERT_EQ(first->size(), 2U);
   for (const TokenWindow& tokens : *first) EXPECT_EQ(tokens.size(), 40U);
   EXPECT_NE(first->at(0), first->at(1));
-  EXPECT_EQ(*first, *write_windows(*engine_, *tokenizer_, options, 7, PagePool::create(0)));
-  EXPECT_NE(*first, *write_windows(*engine_, *tokenizer_, options, 8, PagePool::create(0)));
+  EXPECT_EQ(*first, *write_windows(*engine, *tokenizer, options, 7, PagePool::create(0)));
+  EXPECT_NE(*first, *write_windows(*engine, *tokenizer, options, 8, PagePool::create(0)));
 }
 
 TEST_F(Scores, TasksAgreeWithAPlainLoop) {
-  Task task = read_task(kModel / "tasks/recall.jsonl", *tokenizer_, 2048, 6).value();
+  Task task = read_task(kModel / "tasks/recall.jsonl", *tokenizer, 2048, 6).value();
   EXPECT_EQ(task.name, "recall");
-  const Task arith = read_task(kModel / "tasks/arith.jsonl", *tokenizer_, 2048, 3).value();
+  const Task arith = read_task(kModel / "tasks/arith.jsonl", *tokenizer, 2048, 3).value();
   task.items.insert(task.items.end(), arith.items.begin(), arith.items.end());
   for (const std::size_t wrong : {0UL, 8UL}) ++task.items[wrong].answer.back();
   for (const char* format : {"k16v16", "k2v2"}) {
@@ -196,7 +196,7 @@ TEST_F(Scores, TasksAgreeWithAPlainLoop) {
     int expected = 0;
     for (const TaskItem& item : task.items) expected += answers_right(item, cache) ? 1 : 0;
     for (const TaskMode mode : {TaskMode::kTeacherForced, TaskMode::kGenerate}) {
-      const auto score = score_task(*engine_, task, cache, PagePool::create(0), mode);
+      const auto score = score_task(*engine, task, cache, PagePool::create(0), mode);
       ASSERT_TRUE(score) << score.error().message;
       EXPECT_EQ(score->items, 9);
       EXPECT_EQ(score->correct, expected) << format;
@@ -206,7 +206,7 @@ TEST_F(Scores, TasksAgreeWithAPlainLoop) {
 
 TEST_F(Scores, ItemsLongerThanTheContextAreErrors) {
   const auto path = kModel / "tasks/recall.jsonl";
-  const auto task = read_task(path, *tokenizer_, 100, 0);
+  const auto task = read_task(path, *tokenizer, 100, 0);
   ASSERT_FALSE(task);
   EXPECT_NE(task.error().message.find("recall.jsonl:1: the item has "), std::string::npos);
   EXPECT_NE(task.error().message.find("the model's context is 100"), std::string::npos);
@@ -214,9 +214,9 @@ TEST_F(Scores, ItemsLongerThanTheContextAreErrors) {
 
 TEST_F(Scores, EvaluateReportsBytesAndKeepsTheOrder) {
   EvaluationInput input;
-  input.tasks.push_back(read_task(kModel / "tasks/arith.jsonl", *tokenizer_, 2048, 2).value());
+  input.tasks.push_back(read_task(kModel / "tasks/arith.jsonl", *tokenizer, 2048, 2).value());
   const std::vector<NamedSpec> formats = {{"four", spec("k4v4")}, {"two", spec("k2v2")}};
-  const auto result = evaluate(*engine_, formats, input, PagePool::create(0));
+  const auto result = evaluate(*engine, formats, input, PagePool::create(0));
   ASSERT_TRUE(result) << result.error().message;
   EXPECT_FALSE(result->reference_nll);
   ASSERT_EQ(result->formats.size(), 2U);
@@ -235,7 +235,7 @@ TEST_F(Scores, EvaluateReportsBytesAndKeepsTheOrder) {
 
 TEST_F(Scores, PoolLimitIsAnError) {
   const std::vector<TokenWindow> windows = {window(0, 200)};
-  const auto scores = score_text(*engine_, windows, spec("k16v16"), {}, PagePool::create(1000));
+  const auto scores = score_text(*engine, windows, spec("k16v16"), {}, PagePool::create(1000));
   ASSERT_FALSE(scores);
 }
 

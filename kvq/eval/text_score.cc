@@ -150,7 +150,7 @@ TextScores TextScorer::scores() const {
 }  // namespace
 
 Result<TextScores> score_text(Engine& engine, std::span<const TokenWindow> windows,
-                              std::shared_ptr<const CacheSpec> reference,
+                              const std::shared_ptr<const CacheSpec>& reference,
                               std::span<const std::shared_ptr<const CacheSpec>> formats,
                               const std::shared_ptr<PagePool>& pool) {
   const std::int64_t row_bytes = std::int64_t{4} * engine.config().vocabulary;

@@ -28,7 +28,7 @@ struct TextScores {
 // window's prefill computes is what decoding it token by token computes. Memory: one window's cache
 // a format, and the logits of at most 64 MiB worth of positions, three times.
 Result<TextScores> score_text(Engine& engine, std::span<const TokenWindow> windows,
-                              std::shared_ptr<const CacheSpec> reference,
+                              const std::shared_ptr<const CacheSpec>& reference,
                               std::span<const std::shared_ptr<const CacheSpec>> formats,
                               const std::shared_ptr<PagePool>& pool);
 

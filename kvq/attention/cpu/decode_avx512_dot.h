@@ -17,10 +17,11 @@
 namespace kvq {
 namespace {
 
-// Hands out prefetches evenly over `steps` calls of step().
+// Hands out prefetches evenly over `steps` (1 or more) calls of step().
 class Pacer {
  public:
   KVQ_INLINE Pacer(Prefetch prefetch, int steps) : at_(prefetch.at), end_(prefetch.end) {
+    if (steps < 1) __builtin_unreachable();
     const int lines = static_cast<int>((prefetch.end - prefetch.at) / 64);
     lines_per_step_ = (lines + steps - 1) / steps;
   }
