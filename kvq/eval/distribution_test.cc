@@ -13,9 +13,9 @@ namespace {
 
 std::vector<float> random_logits(int count, float spread, unsigned seed) {
   std::mt19937 random(seed);
-  std::normal_distribution<float> normal(0, spread);
+  std::normal_distribution<float> normal;
   std::vector<float> logits(static_cast<std::size_t>(count));
-  for (float& logit : logits) logit = normal(random);
+  for (float& logit : logits) logit = spread * normal(random);
   return logits;
 }
 
