@@ -116,8 +116,8 @@ class Loop {
 }  // namespace
 
 Result<Generation> generate(Engine& engine, const std::vector<std::vector<int>>& prompts,
-                            std::shared_ptr<const CacheSpec> spec, std::shared_ptr<PagePool> pool,
-                            const GenerateOptions& options) {
+                            const std::shared_ptr<const CacheSpec>& spec,
+                            const std::shared_ptr<PagePool>& pool, const GenerateOptions& options) {
   if (options.max_new_tokens < 1) {
     return fail("expected at least one new token, found {}", options.max_new_tokens);
   }

@@ -54,7 +54,7 @@ struct Generation {
 // Continues every prompt (token ids, not empty) as one batch on caches of format `spec` that live
 // in `pool`. Prompts longer than the model's context are an error; generation stops at the context.
 Result<Generation> generate(Engine& engine, const std::vector<std::vector<int>>& prompts,
-                            std::shared_ptr<const CacheSpec> spec, std::shared_ptr<PagePool> pool,
-                            const GenerateOptions& options);
+                            const std::shared_ptr<const CacheSpec>& spec,
+                            const std::shared_ptr<PagePool>& pool, const GenerateOptions& options);
 
 }  // namespace kvq

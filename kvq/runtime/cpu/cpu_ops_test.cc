@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <numeric>
@@ -180,7 +181,7 @@ TEST_P(CpuOpsTest, SplitHeadsNormalizesRotatesAndCopies) {
         if (head >= kQueryHeads + kKvHeads) {
           const int kv_head = head - kQueryHeads - kKvHeads;
           const float* output = value.get() + (row * kKvHeads + kv_head) * kHeadDim;
-          EXPECT_EQ(std::memcmp(output, input, kHeadDim * sizeof(float)), 0);
+          EXPECT_TRUE(std::equal(input, input + kHeadDim, output));
           continue;
         }
         const float* output = is_query

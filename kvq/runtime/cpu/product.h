@@ -54,7 +54,8 @@ class Multiplier {
     int rows;  // both terms counted
     int inputs;
     int outputs;
-    auto operator<=>(const Shape&) const = default;
+    auto operator<=>(const Shape&) const =
+        default;  // NOLINT(modernize-use-nullptr): not written here
   };
   // A primitive and each worker's arguments for it.
   struct Product {

@@ -1,4 +1,4 @@
-#include "kvq/runtime/cpu/row_kernels_body.h"
+#include "kvq/runtime/cpu/row_kernels.inl"
 
 namespace kvq {
 
