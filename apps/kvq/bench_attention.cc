@@ -12,6 +12,7 @@ struct BenchAttentionCommand {
   CacheOptions cache;
   JsonOption json;
   AttentionBenchOptions bench;
+  std::string precision = "default";
 };
 
 // The largest error over the four kinds of data.
@@ -27,10 +28,10 @@ void print(std::FILE* out, const BenchAttentionCommand& command, int threads,
            const AttentionBenchReport& report) {
   const AttentionBenchOptions& bench = command.bench;
   fmt::print(out,
-             "one layer of one sequence, {} kv heads, {} query heads, head dim {}, {} tokens; {} "
+             "one layer of {} sequence{}, {} kv heads, {} query heads, head dim {}, {} tokens; {} "
              "thread{}\n",
-             bench.kv_heads, bench.query_heads, bench.head_dim, with_commas(bench.tokens), threads,
-             threads == 1 ? "" : "s");
+             bench.batch, bench.batch == 1 ? "" : "s", bench.kv_heads, bench.query_heads,
+             bench.head_dim, with_commas(bench.tokens), threads, threads == 1 ? "" : "s");
   fmt::print(
       out, "linear read {:.1f} GB/s in the same rounds; {} rounds, {} disturbed and dropped{}\n\n",
       report.read_gb_per_s, report.rounds + report.dropped_rounds, report.dropped_rounds,
@@ -71,9 +72,11 @@ nlohmann::ordered_json to_json(const AttentionBenchReport& report, int threads,
                        {"accuracy", std::move(accuracy)}});
   }
   return {{"tokens", bench.tokens},
+          {"batch", bench.batch},
           {"kv_heads", bench.kv_heads},
           {"query_heads", bench.query_heads},
           {"head_dim", bench.head_dim},
+          {"precision", bench.precision == Precision::kFast ? "fast" : "default"},
           {"threads", threads},
           {"rounds", report.rounds},
           {"dropped_rounds", report.dropped_rounds},
@@ -88,6 +91,7 @@ Result<int> run_bench_attention(BenchAttentionCommand& command) {
       command.cache.layer_specs({"k16v16", "k8v8", "k8v4", "k4v4", "k4v2", "k3v2", "k2v2"});
   command.bench.sinks = command.cache.sinks;
   command.bench.window = command.cache.window;
+  command.bench.precision = command.precision == "fast" ? Precision::kFast : Precision::kDefault;
   ThreadPool threads(command.machine.thread_count());
   KVQ_ASSIGN_OR_RETURN(const AttentionBenchReport report, bench_attention(command.bench, threads));
   print(command.json.tables(), command, threads.size(), report);
@@ -105,10 +109,17 @@ Command add_bench_attention(CLI::App& bench) {
   app->add_option("--tokens", command->bench.tokens, "Context length [32768]")
       ->type_name("N")
       ->check(CLI::Range(1, 1 << 24));
+  app->add_option("--batch", command->bench.batch, "Sequences of a call [1]")
+      ->type_name("N")
+      ->check(CLI::Range(1, 4096));
   add_heads(*app, command->bench.kv_heads, command->bench.query_heads, command->bench.head_dim);
   app->add_option("--rounds", command->bench.rounds, "Times that every format runs [30]")
       ->type_name("N")
       ->check(CLI::Range(1, 10000));
+  app->add_option("--precision", command->precision,
+                  "default, or fast: queries in one int8 term instead of two")
+      ->type_name("P")
+      ->check(CLI::IsMember({"default", "fast"}));
   command->machine.add_threads(*app);
   command->machine.add_isa(*app);
   command->json.add(*app);

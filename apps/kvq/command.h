@@ -24,6 +24,7 @@ Command add_generate(CLI::App& root);
 Command add_eval(CLI::App& root);
 Command add_bench_append(CLI::App& bench);
 Command add_bench_attention(CLI::App& bench);
+Command add_bench_eval(CLI::App& bench);
 Command add_bench_generate(CLI::App& bench);
 
 }  // namespace kvq

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <exception>
 #include <new>
+#include <string>
 #include <vector>
 
 #include "apps/kvq/command.h"
@@ -13,6 +14,13 @@ namespace {
 constexpr int kFailed = 1;
 constexpr int kWrongCommandLine = 2;
 
+// As typed behind "kvq": "bench append".
+std::string full_name(const CLI::App& command) {
+  const CLI::App* const parent = command.get_parent();
+  const bool nested = parent != nullptr && parent->get_parent() != nullptr;
+  return nested ? full_name(*parent) + " " + command.get_name() : command.get_name();
+}
+
 int run_command(const std::vector<kvq::Command>& commands) {
   for (const kvq::Command& command : commands) {
     if (!command.app->parsed()) continue;
@@ -21,9 +29,10 @@ int run_command(const std::vector<kvq::Command>& commands) {
     fmt::print(stderr, "kvq: {}\n", status.error().message);
     return kFailed;
   }
-  fmt::print(stderr,
-             "kvq: expected a command: info, generate, eval, bench append, bench attention or "
-             "bench generate\n");
+  std::vector<std::string> names;
+  names.reserve(commands.size());
+  for (const kvq::Command& command : commands) names.push_back(full_name(*command.app));
+  fmt::print(stderr, "kvq: expected a command: {}\n", fmt::join(names, ", "));
   return kWrongCommandLine;
 }
 
@@ -43,6 +52,7 @@ int run(int argument_count, char** arguments) {
   bench->require_subcommand(0, 1);
   commands.push_back(kvq::add_bench_append(*bench));
   commands.push_back(kvq::add_bench_attention(*bench));
+  commands.push_back(kvq::add_bench_eval(*bench));
   commands.push_back(kvq::add_bench_generate(*bench));
   try {
     root.parse(argument_count, arguments);

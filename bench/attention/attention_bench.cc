@@ -38,7 +38,7 @@ struct Candidate {
   std::vector<LayerView> views;  // [copy]
   std::size_t next = 0;
 
-  const LayerView& turn() { return views[next++ % views.size()]; }
+  const LayerView& next_view() { return views[next++ % views.size()]; }
 };
 
 Result<Candidate> make_candidate(const AttentionBenchOptions& options, const LayerSpec& spec) {
@@ -47,7 +47,7 @@ Result<Candidate> make_candidate(const AttentionBenchOptions& options, const Lay
   CacheSpec cost = CacheSpec::uniform(spec, 1, options.kv_heads, options.head_dim);
   const std::int64_t bytes = std::max<std::int64_t>(cache_bytes(cost, options.tokens), 1);
   const std::int64_t copies =
-      std::max<std::int64_t>(2, (rotation_bytes(options) + bytes - 1) / bytes);
+      std::max<std::int64_t>(2 * options.batch, (rotation_bytes(options) + bytes - 1) / bytes);
   Candidate candidate;
   KVQ_ASSIGN_OR_RETURN(candidate.bench,
                        BenchView::create(shape, kDistinctPages, static_cast<int>(copies)));
@@ -64,16 +64,19 @@ Result<std::vector<Round>> run_rounds(const AttentionBenchOptions& options,
                        BandwidthProbe::create(static_cast<std::size_t>(rotation_bytes(options))));
   const std::vector<float> query =
       bench_query(options.query_heads, options.head_dim, BenchData::kDiffuse, options.seed);
-  std::vector<float> output(query.size());
+  std::vector<float> output(query.size() * static_cast<std::size_t>(options.batch));
+  std::vector<AttentionItem> items(static_cast<std::size_t>(options.batch));
   std::vector<Round> rounds;
   probe.measure(threads);
   for (int i = 0; i < options.rounds; ++i) {
     Round round{probe.measure(threads), {}};
     for (Candidate& candidate : candidates) {
-      const LayerView& view = candidate.turn();
-      const AttentionItem item{&view, query.data(), output.data(), 1};
+      for (std::size_t sequence = 0; sequence < items.size(); ++sequence) {
+        items[sequence] = {&candidate.next_view(), query.data(),
+                           output.data() + sequence * query.size(), 1};
+      }
       const auto start = std::chrono::steady_clock::now();
-      KVQ_RETURN_IF_ERROR(attention.run({&item, 1}, threads));
+      KVQ_RETURN_IF_ERROR(attention.run(items, threads));
       const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
       round.seconds.push_back(seconds.count());
     }
@@ -117,8 +120,10 @@ void summarize(std::vector<Round> rounds, AttentionBenchReport& report) {
 Result<AttentionBenchReport> bench_attention(const AttentionBenchOptions& options,
                                              ThreadPool& threads) {
   if (options.formats.empty()) return fail("bench attention: no format given");
-  if (options.rounds < 1)
-    return fail("bench attention: {} rounds: expected 1 or more", options.rounds);
+  if (options.rounds < 1 || options.batch < 1) {
+    return fail("bench attention: {} rounds of {} sequences: expected 1 or more of each",
+                options.rounds, options.batch);
+  }
   const AttentionShape shape{options.query_heads, options.kv_heads, options.head_dim,
                              1 / std::sqrt(static_cast<float>(options.head_dim))};
   KVQ_ASSIGN_OR_RETURN(Attention attention,
@@ -130,7 +135,7 @@ Result<AttentionBenchReport> bench_attention(const AttentionBenchOptions& option
     AttentionBenchResult result;
     result.spec = spec;
     result.kernel = attention.kernel_name(*candidate.views.front().format, true);
-    result.packed_bytes = candidate.bench->bytes();
+    result.packed_bytes = options.batch * candidate.bench->bytes();
     const std::int64_t tokens = std::min(options.tokens, kAccuracyTokens);
     for (int kind = 0; kind < kBenchDataKinds; ++kind) {
       KVQ_ASSIGN_OR_RETURN(

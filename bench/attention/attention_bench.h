@@ -23,7 +23,8 @@ struct AttentionBenchOptions {
   int query_heads = 32;
   int kv_heads = 8;
   int head_dim = 128;
-  std::int64_t tokens = 32768;
+  std::int64_t tokens = 32768;  // of each sequence
+  int batch = 1;                // sequences of a call
   int sinks = 4;
   int window = 64;
   int rounds = 30;
@@ -59,7 +60,7 @@ struct AttentionBenchResult {
   std::string kernel;
   double seconds = 0;  // median of a call
   double best_seconds = 0;
-  std::int64_t packed_bytes = 0;  // read by a call: pages, parameters, exact rows
+  std::int64_t packed_bytes = 0;  // read by a call: pages, parameters, exact rows of all sequences
   double gb_per_s = 0;            // packed_bytes / seconds
   double fraction_of_bandwidth = 0;
   std::array<AttentionAccuracy, kBenchDataKinds> accuracy;

@@ -12,6 +12,8 @@ APPEND = {"formats": [{"name": str, "kernel": str, "seconds": float, "packed_byt
 GENERATE = {"formats": [{"name": str, "kernel": str, "prefill_tokens_per_s": float,
                          "decode_tokens_per_s": float, "cache_bytes": int}]}
 
+EVAL = {"formats": [{"name": str, "kernel": str, "tokens_per_s": float}]}
+
 
 class Bench(CommandTest):
     def test_append(self):
@@ -36,7 +38,22 @@ class Bench(CommandTest):
             for data in entry["accuracy"].values():
                 self.assertLess(data["relative_error"], 0.02)
 
+    def test_attention_of_a_batch(self):
+        arguments = ("bench", "attention", "--tokens", 512, "--rounds", 1, "--kv-heads", 1,
+                     "--query-heads", 4, "--kv", "k4v2", "--precision", "fast")
+        one = self.succeed_json(*arguments)["formats"][0]
+        three = self.succeed_json(*arguments, "--batch", 3)["formats"][0]
+        self.assertEqual(three["packed_bytes"], 3 * one["packed_bytes"])
+
+    def test_eval(self):
+        value = self.succeed_json("bench", "eval", "--tokens", 100, "--windows", 1, "--rounds", 1,
+                                  "--kv", "k4v2", "--kv", "k2v2")
+        self.assert_typed(value, EVAL)
+        self.assertEqual([entry["name"] for entry in value["formats"]], ["k4v2", "k2v2"])
+
     def test_beyond_the_context(self):
+        self.fail_with("4096 tokens exceed the model's context of 2048", "bench", "eval",
+                       "--tokens", 4096)
         self.fail_with("2000 + 100 tokens exceed the model's context of 2048", "bench", "generate",
                        "--prompt-tokens", 2000, "--new-tokens", 100)
 

@@ -3,7 +3,8 @@ import unittest
 
 from harness import CommandTest
 
-COMMANDS = ["info", "generate", "eval", "bench append", "bench attention", "bench generate"]
+COMMANDS = ["info", "generate", "eval", "bench append", "bench attention", "bench eval",
+            "bench generate"]
 
 
 class Help(CommandTest):
@@ -35,8 +36,7 @@ class WrongCommandLine(CommandTest):
         self.fail_with(line, *arguments, status=2)
 
     def test_no_command(self):
-        line = ("expected a command: info, generate, eval, bench append, bench attention or "
-                "bench generate")
+        line = "expected a command: " + ", ".join(COMMANDS)
         self.wrong(line)
         self.wrong(line, "bench")
 
