@@ -86,23 +86,24 @@ Result<std::vector<Restore>> prepare_restores(std::span<const Chunk> chunks,
   return restores;
 }
 
-Status check_shape(const CacheSpec& spec, const ModelConfig& config) {
+// `model_layers`: those that the spec is to have.
+Status check_shape(const CacheSpec& spec, const ModelConfig& config, int model_layers) {
   const auto layers = static_cast<int>(spec.layers.size());
-  if (layers == config.layers && spec.kv_heads == config.kv_heads &&
+  if (layers == model_layers && spec.kv_heads == config.kv_heads &&
       spec.head_dim == config.head_dim) {
     return {};
   }
   return fail(
       "cache of {} layers, {} kv heads, head_dim {}: the model needs {} layers, {} kv heads, "
       "head_dim {}",
-      layers, spec.kv_heads, spec.head_dim, config.layers, config.kv_heads, config.head_dim);
+      layers, spec.kv_heads, spec.head_dim, model_layers, config.kv_heads, config.head_dim);
 }
 
-Status check_chunks(std::span<const Chunk> chunks, const ModelConfig& config) {
+Status check_chunks(std::span<const Chunk> chunks, const ModelConfig& config, int first_layer) {
   std::vector<const Sequence*> sequences;
   for (const Chunk& chunk : chunks) {
     if (chunk.tokens.empty()) return fail("forward: expected at least one token in every chunk");
-    KVQ_RETURN_IF_ERROR(check_shape(chunk.sequence->spec(), config));
+    KVQ_RETURN_IF_ERROR(check_shape(chunk.sequence->spec(), config, config.layers - first_layer));
     const std::int64_t length =
         chunk.sequence->length() + static_cast<std::int64_t>(chunk.tokens.size());
     if (length > config.context) {
@@ -119,6 +120,24 @@ Status check_chunks(std::span<const Chunk> chunks, const ModelConfig& config) {
   std::ranges::sort(sequences);
   if (std::ranges::adjacent_find(sequences) != sequences.end()) {
     return fail("forward: expected different sequences, found one twice");
+  }
+  return {};
+}
+
+Status check_options(const PassOptions& options, std::span<const Chunk> chunks,
+                     const ModelConfig& config) {
+  if (options.first_layer < 0 || options.first_layer >= config.layers) {
+    return fail("forward: first layer {}: expected 0 to {}", options.first_layer,
+                config.layers - 1);
+  }
+  std::size_t numbers = 0;
+  if (options.first_layer > 0) {
+    for (const Chunk& chunk : chunks) numbers += chunk.tokens.size();
+    numbers *= static_cast<std::size_t>(config.hidden);
+  }
+  if (options.hidden.size() != numbers) {
+    return fail("forward from layer {}: inputs of {} numbers: expected {}", options.first_layer,
+                options.hidden.size(), numbers);
   }
   return {};
 }
@@ -189,13 +208,18 @@ CacheSpec Engine::cache_spec(const LayerSpec& spec, int sinks, int window) const
 
 Result<Sequence> Engine::new_sequence(std::shared_ptr<const CacheSpec> spec,
                                       std::shared_ptr<PagePool> pool) const {
-  KVQ_RETURN_IF_ERROR(check_shape(*spec, state_->config));
+  const ModelConfig& config = state_->config;
+  // Any number of the last layers.
+  const int layers = std::clamp(static_cast<int>(spec->layers.size()), 1, config.layers);
+  KVQ_RETURN_IF_ERROR(check_shape(*spec, config, layers));
   return Sequence::create(std::move(spec), std::move(pool), state_->options.isa);
 }
 
-Result<std::span<const float>> Engine::forward(std::span<const Chunk> chunks, LogitRows rows) {
+Result<std::span<const float>> Engine::forward(std::span<const Chunk> chunks, LogitRows rows,
+                                               const PassOptions& options) {
   State& state = *state_;
-  KVQ_RETURN_IF_ERROR(check_chunks(chunks, state.config));
+  KVQ_RETURN_IF_ERROR(check_options(options, chunks, state.config));
+  KVQ_RETURN_IF_ERROR(check_chunks(chunks, state.config, options.first_layer));
   // The queries of an exact prefill read all of their chunk's rows, so it must not be cut.
   const auto passes = cut_passes(chunks, rows, state.options.exact_prefill ? 0 : kPassRows);
   std::size_t count = 0;
@@ -209,13 +233,15 @@ Result<std::span<const float>> Engine::forward(std::span<const Chunk> chunks, Lo
   }
   KVQ_ASSIGN_OR_RETURN(std::vector<Restore> restores, prepare_restores(chunks, passes));
   float* logits = state.logits.get();
+  int first_row = 0;
   for (const auto& pass : passes) {
-    if (Status status = state.pass->run(pass, logits); !status) {
+    if (Status status = state.pass->run(pass, options, first_row, logits); !status) {
       for (Restore& restore : restores) restore();
       return tl::unexpected(std::move(status).error());
     }
     for (const PassItem& item : pass) {
       logits += static_cast<std::size_t>(item.logit_rows) * vocabulary;
+      first_row += static_cast<int>(item.tokens.size());
     }
   }
   const float* host = state.ops->to_host(state.logits.get(), count * vocabulary);

@@ -13,6 +13,7 @@
 #include "kvq/base/status.h"
 #include "kvq/cache/sequence.h"
 #include "kvq/model/config.h"
+#include "kvq/runtime/pass_tap.h"
 
 namespace kvq {
 
@@ -39,6 +40,15 @@ struct Chunk {
 
 enum class LogitRows : std::uint8_t { kLast, kAll };
 
+// A pass over a part of the layers, or one that is looked into.
+struct PassOptions {
+  // Layers [first_layer, layers) run on the inputs of the first of them, and the sequences hold the
+  // caches of these layers alone: their layer 0 is first_layer.
+  int first_layer = 0;
+  std::span<const float> hidden;  // [tokens of all chunks, hidden]; empty for first_layer = 0
+  PassTap* tap = nullptr;
+};
+
 class Engine {
  public:
   static Result<Engine> load(const std::filesystem::path& directory, const EngineOptions& options);
@@ -54,6 +64,7 @@ class Engine {
 
   // A cache spec with this model's shape and one format for all layers.
   CacheSpec cache_spec(const LayerSpec& spec, int sinks, int window) const;
+  // The spec has the model's layers, or as many of the last ones as a pass over a part runs.
   Result<Sequence> new_sequence(std::shared_ptr<const CacheSpec> spec,
                                 std::shared_ptr<PagePool> pool) const;
 
@@ -61,7 +72,8 @@ class Engine {
   // a chunk (kLast: of its last token) or one a token (kAll), chunks in order. Long chunks are
   // processed in pieces. On an error every sequence is as it was before.
   // The result is valid until the next call.
-  Result<std::span<const float>> forward(std::span<const Chunk> chunks, LogitRows rows);
+  Result<std::span<const float>> forward(std::span<const Chunk> chunks, LogitRows rows,
+                                         const PassOptions& options = {});
 
  private:
   struct State;

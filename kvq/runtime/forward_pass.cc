@@ -16,14 +16,17 @@ ForwardPass::ForwardPass(const ModelConfig& config, const ModelWeights& weights,
       threads_(threads),
       frequencies_(rotary_frequencies(config)) {}
 
-Status ForwardPass::run(std::span<const PassItem> items, float* logits) {
+Status ForwardPass::run(std::span<const PassItem> items, const PassOptions& options, int first_row,
+                        float* logits) {
   items_ = items;
+  options_ = &options;
+  first_row_ = first_row;
   rows_ = 0;
   for (const PassItem& item : items) rows_ += static_cast<int>(item.tokens.size());
   list_wanted_rows();
   KVQ_RETURN_IF_ERROR(reserve(rows_));
   KVQ_RETURN_IF_ERROR(begin_chunks());
-  embed();
+  read_inputs();
   Status status = run_layers(logits);
   if (!status) roll_back();
   return status;
@@ -87,7 +90,8 @@ void ForwardPass::roll_back() {
   }
 }
 
-void ForwardPass::embed() {
+// The first layer's inputs: embedded tokens, or those that the caller has.
+void ForwardPass::read_inputs() {
   tokens_.clear();
   positions_.clear();
   for (std::size_t i = 0; i < items_.size(); ++i) {
@@ -96,13 +100,19 @@ void ForwardPass::embed() {
       positions_.push_back(starts_[i] + static_cast<std::int64_t>(t));
     }
   }
-  ops_.embed(weights_.embedding, tokens_, activations_.hidden.get());
+  if (options_->first_layer == 0) {
+    ops_.embed(weights_.embedding, tokens_, activations_.hidden.get());
+  } else {
+    const auto width = static_cast<std::size_t>(config_.hidden);
+    ops_.from_host(&options_->hidden[static_cast<std::size_t>(first_row_) * width],
+                   static_cast<std::size_t>(rows_) * width, activations_.hidden.get());
+  }
   ops_.rotary_table(positions_, frequencies_, activations_.cosine.get(), activations_.sine.get());
 }
 
 Status ForwardPass::run_layers(float* logits) {
   const int last = config_.layers - 1;
-  for (int layer = 0; layer < last; ++layer) {
+  for (int layer = options_->first_layer; layer < last; ++layer) {
     KVQ_RETURN_IF_ERROR(project_heads(layer));
     KVQ_RETURN_IF_ERROR(append(layer));
     KVQ_RETURN_IF_ERROR(attend(layer, false));
@@ -134,6 +144,7 @@ Status ForwardPass::norm(const float* hidden, const DeviceFloats& weight, int ro
 
 Status ForwardPass::project_heads(int layer) {
   const LayerWeights& weights = weights_.layers[static_cast<std::size_t>(layer)];
+  if (options_->tap != nullptr) show_input(layer);
   KVQ_RETURN_IF_ERROR(
       norm(activations_.hidden.get(), weights.attention_norm, rows_, "input of attention", layer));
   KVQ_RETURN_IF_ERROR(ops_.multiply(*weights.query_key_value, activations_.normed.get(), rows_,
@@ -144,7 +155,25 @@ Status ForwardPass::project_heads(int layer) {
   ops_.split_heads(shape, activations_.fused.get(), activations_.cosine.get(),
                    activations_.sine.get(), rows_,
                    {activations_.query.get(), activations_.key.get(), activations_.value.get()});
+  if (options_->tap != nullptr) show_heads(layer);
   return {};
+}
+
+void ForwardPass::show_input(int layer) {
+  const auto count = static_cast<std::size_t>(rows_) * static_cast<std::size_t>(config_.hidden);
+  options_->tap->layer_input(layer, first_row_, rows_,
+                             ops_.to_host(activations_.hidden.get(), count));
+}
+
+void ForwardPass::show_heads(int layer) {
+  const auto head_rows =
+      static_cast<std::size_t>(rows_) * static_cast<std::size_t>(config_.head_dim);
+  const auto query_count = head_rows * static_cast<std::size_t>(config_.query_heads);
+  const auto kv_count = head_rows * static_cast<std::size_t>(config_.kv_heads);
+  options_->tap->layer_heads(layer, first_row_, rows_,
+                             ops_.to_host(activations_.query.get(), query_count),
+                             ops_.to_host(activations_.key.get(), kv_count),
+                             ops_.to_host(activations_.value.get(), kv_count));
 }
 
 Status ForwardPass::append(int layer) {
@@ -156,7 +185,7 @@ Status ForwardPass::append(int layer) {
                              activations_.value.get() + row * kv_width});
     row += static_cast<std::ptrdiff_t>(item.tokens.size());
   }
-  return kvq::append(append_items_, layer, threads_);
+  return kvq::append(append_items_, layer - options_->first_layer, threads_);
 }
 
 // hidden += W_o attention(query, caches). Where `only_wanted`, the result is only computed for the
@@ -165,7 +194,9 @@ Status ForwardPass::attend(int layer, bool only_wanted) {
   const std::ptrdiff_t width = std::ptrdiff_t{config_.query_heads} * config_.head_dim;
   views_.clear();
   attention_items_.clear();
-  for (const PassItem& item : items_) views_.push_back(item.sequence->view(layer));
+  for (const PassItem& item : items_) {
+    views_.push_back(item.sequence->view(layer - options_->first_layer));
+  }
   std::ptrdiff_t end = 0;
   std::ptrdiff_t output_row = 0;
   for (std::size_t i = 0; i < items_.size(); ++i) {

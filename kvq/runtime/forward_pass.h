@@ -20,6 +20,7 @@
 #include "kvq/base/thread_pool.h"
 #include "kvq/cache/sequence.h"
 #include "kvq/model/config.h"
+#include "kvq/runtime/engine.h"
 #include "kvq/runtime/ops.h"
 #include "kvq/runtime/weights.h"
 
@@ -39,8 +40,10 @@ class ForwardPass {
 
   // Appends every item's tokens to its sequence. Items have different sequences, at least one token
   // and token ids below the vocabulary. On an error every sequence is as it was before.
-  //   logits  device [sum of logit_rows, vocabulary], items in order
-  Status run(std::span<const PassItem> items, float* logits);
+  //   options    of the whole call, which holds the rows of this pass from `first_row` on
+  //   logits     device [sum of logit_rows, vocabulary], items in order
+  Status run(std::span<const PassItem> items, const PassOptions& options, int first_row,
+             float* logits);
 
  private:
   // Device memory for `capacity` rows.
@@ -61,7 +64,9 @@ class ForwardPass {
 
   Status begin_chunks();
   void roll_back();
-  void embed();
+  void read_inputs();
+  void show_input(int layer);
+  void show_heads(int layer);
   Status run_layers(float* logits);
   Status project_heads(int layer);
   Status append(int layer);
@@ -81,6 +86,8 @@ class ForwardPass {
 
   // Of the running pass.
   std::span<const PassItem> items_;
+  const PassOptions* options_ = nullptr;
+  int first_row_ = 0;  // of the pass in the call
   int rows_ = 0;
   std::vector<std::int64_t> starts_;  // length of each item's sequence before the pass
   std::vector<int> wanted_rows_;

@@ -112,6 +112,9 @@ class Ops {
   // Whether no number of values, device [count], is infinite or NaN.
   virtual bool all_finite(const float* values, std::size_t count) = 0;
 
+  // Copies source [count], the caller's memory, to output, device [count].
+  virtual void from_host(const float* source, std::size_t count, float* output) = 0;
+
   // Makes values, device [count], readable by the caller: a pointer to them or to a copy.
   virtual const float* to_host(const float* values, std::size_t count) = 0;
 };

@@ -129,6 +129,10 @@ class CpuOps final : public Ops {
     return finite;
   }
 
+  void from_host(const float* source, std::size_t count, float* output) override {
+    std::copy_n(source, count, output);
+  }
+
   const float* to_host(const float* values, std::size_t /*count*/) override { return values; }
 
  private:
