@@ -10,8 +10,8 @@
 #include <utility>
 #include <vector>
 
+#include "kvq/base/json_file.h"
 #include "kvq/base/status.h"
-#include "kvq/model/json_file.h"
 #include "kvq/model/regex.h"
 
 namespace kvq {

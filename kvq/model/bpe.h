@@ -12,8 +12,8 @@
 #include <unordered_map>
 #include <vector>
 
+#include "kvq/base/json_file.h"
 #include "kvq/base/status.h"
-#include "kvq/model/json_file.h"
 
 namespace kvq {
 

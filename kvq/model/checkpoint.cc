@@ -5,7 +5,7 @@
 #include <cstring>
 
 #include "kvq/base/half.h"
-#include "kvq/model/json_file.h"
+#include "kvq/base/json_file.h"
 #include "kvq/model/safetensors.h"
 
 namespace kvq {

@@ -8,7 +8,7 @@
 
 #include "kvq/base/half.h"
 #include "kvq/model/safetensors.h"
-#include "kvq/model/test_directory.h"
+#include "kvq/base/test_directory.h"
 
 namespace kvq {
 namespace {

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <limits>
 
+#include "kvq/base/json_file.h"
 #include "kvq/model/architecture.h"
-#include "kvq/model/json_file.h"
 #include "kvq/model/rope_config.h"
 
 namespace kvq {

@@ -6,7 +6,7 @@
 
 #include "kvq/model/architecture.h"
 #include "kvq/model/checkpoint.h"
-#include "kvq/model/test_directory.h"
+#include "kvq/base/test_directory.h"
 
 namespace kvq {
 namespace {

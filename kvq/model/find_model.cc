@@ -7,8 +7,8 @@
 #include <cstdlib>
 
 #include "kvq/base/file.h"
+#include "kvq/base/json_file.h"
 #include "kvq/model/checkpoint.h"
-#include "kvq/model/json_file.h"
 
 namespace kvq {
 namespace {

@@ -2,6 +2,8 @@
 
 #include <limits>
 
+#include "kvq/model/sequence_steps.h"
+
 namespace kvq {
 
 Result<PostProcessor> PostProcessor::read(const JsonFields& tokenizer) {

@@ -3,8 +3,8 @@
 
 #include <vector>
 
+#include "kvq/base/json_file.h"
 #include "kvq/base/status.h"
-#include "kvq/model/json_file.h"
 
 namespace kvq {
 

@@ -6,6 +6,8 @@
 #include <cstdlib>
 #include <memory>
 
+#include "kvq/model/sequence_steps.h"
+
 namespace kvq {
 namespace {
 

@@ -6,8 +6,8 @@
 #include <string_view>
 #include <vector>
 
+#include "kvq/base/json_file.h"
 #include "kvq/base/status.h"
-#include "kvq/model/json_file.h"
 #include "kvq/model/regex.h"
 
 namespace kvq {

@@ -5,7 +5,7 @@
 
 #include <array>
 
-#include "kvq/model/json_file.h"
+#include "kvq/base/json_file.h"
 
 namespace kvq {
 namespace {

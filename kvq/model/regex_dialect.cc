@@ -13,7 +13,7 @@
 #include <array>
 #include <cctype>
 
-#include "kvq/model/json_file.h"
+#include "kvq/base/json_file.h"
 #include "kvq/model/regex.h"
 
 namespace kvq {

@@ -1,9 +1,9 @@
 // The rotary-position fields of config.json.
 #pragma once
 
+#include "kvq/base/json_file.h"
 #include "kvq/base/status.h"
 #include "kvq/model/config.h"
-#include "kvq/model/json_file.h"
 
 namespace kvq {
 

@@ -7,7 +7,7 @@
 #include <limits>
 #include <tuple>
 
-#include "kvq/model/json_file.h"
+#include "kvq/base/json_file.h"
 
 namespace kvq {
 namespace {

@@ -4,10 +4,10 @@
 #include <limits>
 #include <unordered_map>
 
+#include "kvq/base/json_file.h"
 #include "kvq/model/added_tokens.h"
 #include "kvq/model/bpe.h"
 #include "kvq/model/byte_level.h"
-#include "kvq/model/json_file.h"
 #include "kvq/model/post_processor.h"
 #include "kvq/model/pre_tokenizer.h"
 #include "kvq/model/utf8.h"

@@ -6,7 +6,7 @@
 
 #include "kvq/base/file.h"
 #include "kvq/model/regex.h"
-#include "kvq/model/test_directory.h"
+#include "kvq/base/test_directory.h"
 #include "kvq/model/tokenizer.h"
 
 namespace kvq {

@@ -7,7 +7,7 @@
 #include <thread>
 
 #include "kvq/base/file.h"
-#include "kvq/model/test_directory.h"
+#include "kvq/base/test_directory.h"
 #include "kvq/model/utf8.h"
 
 namespace kvq {

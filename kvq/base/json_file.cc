@@ -1,4 +1,4 @@
-#include "kvq/model/json_file.h"
+#include "kvq/base/json_file.h"
 
 #include <cmath>
 #include <cstdint>
@@ -119,22 +119,6 @@ Result<const Json*> JsonFields::list(std::string_view field) const {
   const Json* value = find(field);
   if (value == nullptr || !value->is_array()) return wrong(field, "a list");
   return value;
-}
-
-Result<std::vector<JsonFields>> sequence_steps(const JsonFields& step,
-                                               std::string_view list_field) {
-  KVQ_ASSIGN_OR_RETURN(const std::string type, step.text("type"));
-  if (type != "Sequence") return std::vector{step};
-  KVQ_ASSIGN_OR_RETURN(const Json* list, step.list(list_field));
-  std::vector<JsonFields> steps;
-  for (std::size_t i = 0; i < list->size(); ++i) {
-    const std::string where = fmt::format("{}: {}[{}]", step.where(), list_field, i);
-    if (!(*list)[i].is_object()) {
-      return fail("{}: expected an object, found {}", where, shown((*list)[i]));
-    }
-    steps.emplace_back((*list)[i], where);
-  }
-  return steps;
 }
 
 }  // namespace kvq

@@ -1,4 +1,4 @@
-// JSON files of a checkpoint, read with errors that name the file and the field.
+// JSON files, read with errors that name the file and the field.
 #pragma once
 
 #include <filesystem>
@@ -56,8 +56,5 @@ class JsonFields {
   const Json* object_;
   std::string where_;
 };
-
-// The steps of a tokenizer.json "Sequence" (in `list_field`), or the one step that stands there.
-Result<std::vector<JsonFields>> sequence_steps(const JsonFields& step, std::string_view list_field);
 
 }  // namespace kvq

@@ -15,7 +15,7 @@ namespace kvq {
 class TestDirectory {
  public:
   TestDirectory() {
-    std::string pattern = testing::TempDir() + "kvq_model_XXXXXX";
+    std::string pattern = testing::TempDir() + "kvq_test_XXXXXX";
     if (::mkdtemp(pattern.data()) != nullptr) path_ = pattern;
     EXPECT_FALSE(path_.empty()) << "cannot make " << pattern;
   }
