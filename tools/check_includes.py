@@ -24,6 +24,7 @@ STAGES = {
     "attention": ("base", "codec", "plan", "cache"),
     "model": ("base",),
     "runtime": ("base", "codec", "plan", "cache", "attention", "model"),
+    "analysis": ("base", "codec", "plan", "cache", "attention", "model", "runtime"),
     "eval": ("base", "codec", "plan", "cache", "attention", "model", "runtime"),
 }
 # Folders outside the chain: they may include every stage, themselves, and these folders.

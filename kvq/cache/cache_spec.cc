@@ -25,6 +25,14 @@ CacheSpec CacheSpec::uniform(const LayerSpec& spec, int layers, int kv_heads, in
   return cache;
 }
 
+CacheSpec CacheSpec::of(const Plan& plan) {
+  return {.layers = plan.layers,
+          .kv_heads = plan.model.kv_heads,
+          .head_dim = plan.model.head_dim,
+          .sinks = plan.sinks,
+          .window = plan.window};
+}
+
 Status validate(const CacheSpec& spec) {
   if (spec.layers.empty()) return fail("cache spec: expected at least one layer, found none");
   if (spec.kv_heads < 1 || spec.kv_heads > kMaxKvHeads) {
@@ -57,10 +65,6 @@ std::int64_t cache_bytes_16bit(const CacheSpec& spec, std::int64_t tokens) {
   return tokens * static_cast<std::int64_t>(spec.layers.size() * sizeof(Half)) * numbers;
 }
 
-double effective_bits(const CacheSpec& spec) {
-  double sum = 0;
-  for (const LayerSpec& layer : spec.layers) sum += page_format(spec, layer).effective_bits();
-  return sum / static_cast<double>(spec.layers.size());
-}
+double effective_bits(const CacheSpec& spec) { return effective_bits(spec.layers, spec.head_dim); }
 
 }  // namespace kvq

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kvq/codec/page_format.h"
+#include "kvq/plan/plan.h"
 
 namespace kvq {
 
@@ -16,6 +17,7 @@ struct CacheSpec {
   int window = 64;  // W: the newest tokens, kept in fp16; a multiple of 64
 
   static CacheSpec uniform(const LayerSpec& spec, int layers, int kv_heads, int head_dim);
+  static CacheSpec of(const Plan& plan);
 };
 
 // Ok, or what is wrong with it. The functions below take valid specs.

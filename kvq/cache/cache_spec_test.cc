@@ -50,6 +50,20 @@ TEST(CacheSpec, ValidationSaysWhatIsWrong) {
   EXPECT_NE(validation_error(spec).find("found 48"), std::string::npos);
 }
 
+TEST(CacheSpec, OfAPlan) {
+  Plan plan;
+  plan.model = {.identity = "", .layers = 2, .kv_heads = 8, .head_dim = 128};
+  plan.sinks = 0;
+  plan.window = 128;
+  plan.layers = {parse_layer_spec("k4v2").value(), parse_layer_spec("k8v1").value()};
+  const CacheSpec spec = CacheSpec::of(plan);
+  EXPECT_TRUE(validate(spec));
+  EXPECT_EQ(spec.layers, plan.layers);
+  EXPECT_EQ(spec.sinks, 0);
+  EXPECT_EQ(spec.window, 128);
+  EXPECT_DOUBLE_EQ(effective_bits(spec), (3.25 + 4.75) / 2);
+}
+
 TEST(CacheSpec, BoundaryDependsOnThePositionAlone) {
   EXPECT_EQ(packed_boundary(0, 4, 64), 4);
   EXPECT_EQ(packed_boundary(4 + 64 + 63, 4, 64), 4);
