@@ -24,8 +24,9 @@ STAGES = {
     "attention": ("base", "codec", "plan", "cache"),
     "model": ("base",),
     "runtime": ("base", "codec", "plan", "cache", "attention", "model"),
-    "analysis": ("base", "codec", "plan", "cache", "attention", "model", "runtime"),
     "eval": ("base", "codec", "plan", "cache", "attention", "model", "runtime"),
+    "analysis": ("base", "codec", "plan", "cache", "attention", "model", "runtime", "eval"),
+    "report": ("base", "codec", "plan", "cache", "attention", "model", "runtime", "eval", "analysis"),
 }
 # Folders outside the chain: they may include every stage, themselves, and these folders.
 CALLERS = {"bench": (), "apps": ("bench",), "fuzz": (), "tests": ()}
