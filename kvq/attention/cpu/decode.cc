@@ -74,7 +74,7 @@ std::size_t query_bytes(const DecodePlan& plan) {
   const std::size_t heads = static_cast<std::size_t>(plan.heads);
   const std::size_t segments = heads * static_cast<std::size_t>(plan.key_segments);
   return 2 * Arena::rounded(heads * plan.output_stride * sizeof(float)) +
-         Arena::rounded(heads * plan.key_terms * kQueryCodeStride) +
+         Arena::rounded(2 * heads * kQueryCodeStride) +
          Arena::rounded(heads * sizeof(float)) + 2 * Arena::rounded(segments * sizeof(float));
 }
 
@@ -179,7 +179,7 @@ void Decoder::State::lay_out(std::span<const AttentionItem* const> items) {
     query.stride = plan.output_stride;
     query.plain = queries.take<float>(heads * plan.output_stride);
     query.rows = queries.take<float>(heads * plan.output_stride);
-    query.codes = queries.take<std::int8_t>(heads * plan.key_terms * kQueryCodeStride);
+    query.codes = queries.take<std::int8_t>(2 * heads * kQueryCodeStride);
     query.factor = queries.take<float>(heads);
     query.bias = queries.take<std::int32_t>(heads * plan.key_segments);
     query.sums = queries.take<float>(heads * plan.key_segments);

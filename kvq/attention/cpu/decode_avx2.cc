@@ -1,5 +1,5 @@
 // The AVX2 decode kernels as one table, and the softmax between their halves.
-#include "kvq/attention/cpu/decode_avx2_codes.h"
+#include "kvq/attention/cpu/decode_avx2_dot.h"
 #include "kvq/attention/cpu/decode_avx2_kernels.h"
 
 namespace kvq {

@@ -1,6 +1,6 @@
 // Unquantized keys and values with AVX2: fp16 pages (16-bit formats) and exact rows. The method is
 // that of decode_avx512_half.cc with 8 lanes: 16 rows of 4 heads a pass.
-#include "kvq/attention/cpu/decode_avx2_codes.h"
+#include "kvq/attention/cpu/decode_avx2_dot.h"
 #include "kvq/attention/cpu/decode_avx2_kernels.h"
 
 namespace kvq {
@@ -12,9 +12,6 @@ KVQ_INLINE __m256 load_half(const void* at) {
 
 constexpr int kLineBytes = kBlockRows * static_cast<int>(sizeof(Half));  // one depth of a block
 constexpr int kPassBytes = 16 * static_cast<int>(sizeof(Half));          // its 16 rows of a pass
-
-int head_block(int left) { return left >= 4 ? 4 : left >= 2 ? 2 : 1; }
-int head_blocks(int heads) { return heads / 4 + (heads % 4 + 1) / 2; }
 
 template <int kHeads>
 using Sums = __m256[kHeads][2];

@@ -1,55 +1,88 @@
-// Scores of one page's 64 keys with AVX2: codes (uint8) x quantized queries (int8), one query head
-// at a time. The arithmetic is that of decode_avx512_key.cc; DecodeQuery::codes is [head][term]
-// here. Cost for head_dim 128, 4 query heads, two terms: about 1200 cycles a page at 4 bits.
-#include "kvq/attention/cpu/decode_avx2_codes.h"
+// Scores of one page's 64 keys with AVX2: codes x quantized queries.
+//
+//   row-wise parameters    q is quantized once per call; score = factor * sum over depth groups of
+//   (a scale per token)    scale[token] * (sum q code - middle sum q) [+ center[token] sum q]
+//   depth-wise parameters  q~ = q scale[channel] is quantized per page; scale and middle come after
+//   (a scale per channel)  the dot, in factor and offset, for all tokens alike
+//
+// q is int16, exact to 1/32767 of its largest element (where two terms are asked for or codes are
+// wider than 4 bits), or int8. A head's quantized row has kRowBytes whichever it is.
+// Cost for head_dim 128, 4 query heads, words: 2048 VPMADDWD = 1024 cycles a page at least, about
+// 1250 with 4-bit codes.
+#include "kvq/attention/cpu/decode_avx2_dot.h"
 #include "kvq/attention/cpu/decode_avx2_kernels.h"
 
 namespace kvq {
 namespace {
 
-// One page for one query head.
+constexpr int kRowBytes = 2 * kQueryCodeStride;
+
+constexpr Operand key_operand(Bits bits, int terms) {
+  return terms == 1 && narrow(bits) ? Operand::kKeyBytes : Operand::kWords;
+}
+
+// One page for the heads of one block.
 struct KeyJob {
   const std::byte* planes;
-  int quads;
-  int segments;
+  int quads;     // depth / 4
+  int segments;  // depth groups, each with its own row scales
   int segment_quads;
   const float (*scales)[64];  // [segments], slot order
-  const std::int8_t* codes;   // [terms][kQueryCodeStride]
-  const std::int32_t* bias;   // [segments]
-  float* scores;              // [64]
+  const std::byte* codes;     // [heads][kRowBytes], quantized queries
+  const std::int32_t* bias;   // [heads][segments]
+  float (*scores)[64];        // [heads]
 };
 
-template <Bits kBits, int kTerms>
-__attribute__((noinline)) void key_head(const KeyJob& job, Pacer& pacer) {
+template <Bits kBits, Operand kOperand, int kHeads>
+__attribute__((noinline)) void key_block(const KeyJob& job, Pacer& pacer) {
   using Source = Codes<kBits>;
   for (int segment = 0; segment < job.segments; ++segment) {
     const int first = segment * job.segment_quads;
     const int quads = job.quads - first < job.segment_quads ? job.quads - first : job.segment_quads;
     const PlaneCursor planes = planes_at<Source>(job.planes, job.quads, first);
-    for (int chunk = 0; chunk < Source::kChunks; ++chunk) {
-      __m256i accumulator[kTerms][2];
+    const std::byte* const codes = job.codes + 4 * operand_bytes(kOperand) * first;
+    for (int chunk = 0; chunk < 4; ++chunk) {
+      __m256i accumulator[kHeads][2];
+#pragma GCC unroll 4
+      for (int head = 0; head < kHeads; ++head) {
+        const std::int32_t bias = job.bias[head * job.segments + segment];
+        accumulator[head][0] = _mm256_set1_epi32(bias * (1 << Source::kShift[0]));
+        accumulator[head][1] = _mm256_set1_epi32(bias * (1 << Source::kShift[1]));
+      }
+      dot<Source, kOperand>(planes, chunk, codes, kRowBytes, quads, pacer, accumulator);
 #pragma GCC unroll 2
       for (int i = 0; i < 2; ++i) {
-        // Split codes take it once, in the low nibble.
-        const std::int32_t bias =
-            Source::kSplit && i == 1 ? 0 : job.bias[segment] * (1 << Source::kShift[i]);
-        if (kTerms == 2) accumulator[0][i] = _mm256_setzero_si256();
-        accumulator[kTerms - 1][i] = _mm256_set1_epi32(bias);
-      }
-      dot<Source, true>(planes, chunk, reinterpret_cast<const std::byte*>(job.codes) + 4 * first,
-                        kQueryCodeStride, quads, pacer, accumulator);
-      __m256 result[2];
-      join<Source, kTerms>(accumulator, 0, result);
-#pragma GCC unroll 2
-      for (int i = 0; i < kResults<Source>; ++i) {
         const int slot = Source::slot(chunk, i);
-        const __m256 before =
-            segment == 0 ? _mm256_setzero_ps() : _mm256_load_ps(job.scores + slot);
-        _mm256_store_ps(
-            job.scores + slot,
-            _mm256_fmadd_ps(result[i], _mm256_load_ps(job.scales[segment] + slot), before));
+        const __m256 scale = _mm256_load_ps(job.scales[segment] + slot);
+#pragma GCC unroll 4
+        for (int head = 0; head < kHeads; ++head) {
+          float* const scores = job.scores[head] + slot;
+          const __m256 before = segment == 0 ? _mm256_setzero_ps() : _mm256_load_ps(scores);
+          const __m256 result = _mm256_cvtepi32_ps(accumulator[head][i]);
+          _mm256_store_ps(scores, _mm256_fmadd_ps(result, scale, before));
+        }
       }
     }
+  }
+}
+
+// All query heads, block by block.
+template <Bits kBits, Operand kOperand>
+void key_heads(KeyJob job, int heads, Prefetch prefetch) {
+  Pacer pacer(prefetch, head_blocks(heads) * job.quads);  // 4 chunks, steps of 4 quads
+  for (int done = 0; done < heads;) {
+    const int block = head_block(heads - done);
+    if (block == 4) {
+      key_block<kBits, kOperand, 4>(job, pacer);
+    } else if (block == 2) {
+      key_block<kBits, kOperand, 2>(job, pacer);
+    } else {
+      key_block<kBits, kOperand, 1>(job, pacer);
+    }
+    job.codes += block * kRowBytes;
+    job.bias += block * job.segments;
+    job.scores += block;
+    done += block;
   }
 }
 
@@ -58,15 +91,10 @@ struct Quantized {
   std::int32_t sum;  // of the quantized numbers
 };
 
-KVQ_INLINE void store_bytes(__m256i x, std::int8_t* out) {
-  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
-  _mm_storel_epi64(reinterpret_cast<__m128i*>(out), _mm_packs_epi16(words, words));
-}
-
-// row[i] * scale[i] (scale may be null: 1) = factor * (256 high[i] + low[i]), or factor * high[i]
-// with one term. `depth` is a multiple of 8.
-Quantized quantize_row(const float* row, const float* scale, int depth, int terms,
-                       std::int8_t* high, std::int8_t* low) {
+// row[i] * scale[i] (scale may be null: 1) = factor * codes[i], codes int16 in the order of
+// Operand::kWords, or int8. `depth` is a multiple of 16.
+template <Operand kOperand>
+Quantized quantize_row(const float* row, const float* scale, int depth, std::byte* codes) {
   const auto element = [&](int i) {
     const __m256 x = _mm256_load_ps(row + i);
     return scale == nullptr ? x : _mm256_mul_ps(x, _mm256_load_ps(scale + i));
@@ -76,26 +104,47 @@ Quantized quantize_row(const float* row, const float* scale, int depth, int term
   for (int i = 0; i < depth; i += 8) {
     largest = _mm256_max_ps(largest, _mm256_andnot_ps(sign, element(i)));
   }
-  const float limit = terms == 2 ? 127 * 256 : 127;
+  const float limit = kOperand == Operand::kWords ? 32767 : 127;
   const float maximum = largest_lane(largest);
   // Below 1e-30 everything counts as zero: its reciprocal would overflow.
   const __m256 inverse = _mm256_set1_ps(maximum > 1e-30F ? limit / maximum : 0.0F);
   __m256i sum = _mm256_setzero_si256();
-  for (int i = 0; i < depth; i += 8) {
-    const __m256i x = _mm256_cvtps_epi32(_mm256_mul_ps(element(i), inverse));
-    sum = _mm256_add_epi32(sum, x);
-    __m256i top = x;
-    if (terms == 2) {
-      top = _mm256_srai_epi32(_mm256_add_epi32(x, _mm256_set1_epi32(128)), 8);
-      store_bytes(_mm256_sub_epi32(x, _mm256_slli_epi32(top, 8)), low + i);
+  for (int i = 0; i < depth; i += 16) {
+    const __m256i low = _mm256_cvtps_epi32(_mm256_mul_ps(element(i), inverse));
+    const __m256i high = _mm256_cvtps_epi32(_mm256_mul_ps(element(i + 8), inverse));
+    sum = _mm256_add_epi32(sum, _mm256_add_epi32(low, high));
+    // Quads 0, 2, 1, 3 to 0, 1, 2, 3.
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xD8);
+    if constexpr (kOperand == Operand::kWords) {
+      _mm256_store_si256(reinterpret_cast<__m256i*>(codes + 2 * i),
+                         _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(words, 0xD8), 0xD8));
+    } else {
+      _mm_store_si128(
+          reinterpret_cast<__m128i*>(codes + i),
+          _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
     }
-    store_bytes(top, high + i);
   }
   alignas(32) std::int32_t lanes[8];
   _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), sum);
   std::int32_t total = 0;
   for (const std::int32_t lane : lanes) total += lane;
   return {maximum / limit, total};
+}
+
+// Sum of the quantized numbers of depths [first, end), multiples of 16.
+template <Operand kOperand>
+std::int32_t sum_of_codes(const std::byte* codes, int first, int end) {
+  std::int32_t sum = 0;
+  for (int i = first; i < end; ++i) {
+    if constexpr (kOperand == Operand::kWords) {
+      std::int16_t word;
+      std::memcpy(&word, codes + 2 * i, 2);
+      sum += word;
+    } else {
+      sum += static_cast<std::int8_t>(codes[i]);
+    }
+  }
+  return sum;
 }
 
 // Adds center[token] * (sum of q over the depth group), in units of the factor.
@@ -112,26 +161,32 @@ void add_row_centers(const DecodePlan& plan, const DecodeQuery& query, DecodeScr
   }
 }
 
-int key_steps(const DecodePlan& plan, int chunks) {
-  return plan.heads * chunks * plan.key_format.depth / 16;
+// The planes as the kernel reads them: ternary codes are unpacked to bytes first.
+template <Bits kBits>
+const std::byte* readable_planes(const std::byte* planes, int quads, DecodeScratch& scratch) {
+  if constexpr (kBits == Bits::kTernary) {
+    unpack_ternary(planes, quads, scratch.plain_codes);
+    return scratch.plain_codes;
+  }
+  return planes;
 }
 
-template <Bits kBits, int kTerms>
+template <Bits kBits, Operand kOperand>
 void row_wise_keys(const DecodePlan& plan, const DecodeQuery& query, const std::byte* page,
                    Prefetch prefetch, DecodeScratch& scratch) {
   const TensorFormat& format = plan.key_format;
+  const int quads = format.depth / 4;
   pick_all(page + format.scales_offset, plan.key_picks, plan.key_segments, plan.key_unit,
            scratch.scales);
-  Pacer pacer(prefetch, key_steps(plan, Codes<kBits>::kChunks));
   for (int head = 0; head < plan.heads; ++head) {
-    key_head<kBits, kTerms>(
-        {page + format.planes_offset, format.depth / 4, plan.key_segments,
-         plan.key_segment_depth / 4, scratch.scales, query.codes + head * kTerms * kQueryCodeStride,
-         query.bias + head * plan.key_segments, scratch.scores[head]},
-        pacer);
     scratch.factor[head] = query.factor[head];
     scratch.offset[head] = 0;
   }
+  key_heads<kBits, kOperand>(
+      {readable_planes<kBits>(page + format.planes_offset, quads, scratch), quads,
+       plan.key_segments, plan.key_segment_depth / 4, scratch.scales,
+       reinterpret_cast<const std::byte*>(query.codes), query.bias, scratch.scores},
+      plan.heads, prefetch);
   if (format.has_centers()) {
     pick_all(page + format.centers_offset, plan.key_picks, plan.key_segments, nullptr,
              scratch.centers);
@@ -139,21 +194,21 @@ void row_wise_keys(const DecodePlan& plan, const DecodeQuery& query, const std::
   }
 }
 
-template <Bits kBits, int kTerms>
+template <Bits kBits, Operand kOperand>
 void depth_wise_keys(const DecodePlan& plan, const DecodeQuery& query, const std::byte* page,
                      Prefetch prefetch, DecodeScratch& scratch) {
   const TensorFormat& format = plan.key_format;
-  const int chunks = (format.depth + 63) / 64;
-  pick_all(page + format.scales_offset, plan.key_picks, chunks, nullptr, scratch.scales);
+  const int quads = format.depth / 4;
+  const int picks = (format.depth + 63) / 64;
+  std::byte* const codes = reinterpret_cast<std::byte*>(scratch.query_codes[0]);
+  pick_all(page + format.scales_offset, plan.key_picks, picks, nullptr, scratch.scales);
   if (format.has_centers()) {
-    pick_all(page + format.centers_offset, plan.key_picks, chunks, nullptr, scratch.centers);
+    pick_all(page + format.centers_offset, plan.key_picks, picks, nullptr, scratch.centers);
   }
-  Pacer pacer(prefetch, key_steps(plan, Codes<kBits>::kChunks));
   for (int head = 0; head < plan.heads; ++head) {
     const float* row = query.rows + head * query.stride;
-    std::int8_t(*codes)[kQueryCodeStride] = scratch.query_codes + head * kTerms;
     const Quantized q =
-        quantize_row(row, scratch.scales[0], format.depth, kTerms, codes[0], codes[kTerms - 1]);
+        quantize_row<kOperand>(row, scratch.scales[0], format.depth, codes + head * kRowBytes);
     float offset = -q.factor * middle(kBits) * static_cast<float>(q.sum);
     if (format.has_centers()) {
       __m256 sum = _mm256_setzero_ps();
@@ -164,11 +219,32 @@ void depth_wise_keys(const DecodePlan& plan, const DecodeQuery& query, const std
     }
     scratch.factor[head] = q.factor;
     scratch.offset[head] = offset;
-    // One segment: the row scales are the accumulators' units.
-    key_head<kBits, kTerms>({page + format.planes_offset, format.depth / 4, 1, format.depth / 4,
-                             reinterpret_cast<const float(*)[64]>(plan.key_unit), codes[0],
-                             scratch.zero_bias, scratch.scores[head]},
-                            pacer);
+  }
+  // One segment: the row scales are the accumulators' units.
+  key_heads<kBits, kOperand>({readable_planes<kBits>(page + format.planes_offset, quads, scratch),
+                              quads, 1, quads, reinterpret_cast<const float(*)[64]>(plan.key_unit),
+                              codes, scratch.zero_bias, scratch.scores},
+                             plan.heads, prefetch);
+}
+
+template <Operand kOperand>
+void quantize_queries(const DecodePlan& plan, DecodeQuery& query) {
+  const int depth = plan.key_format.depth;
+  const std::int64_t top_code = levels(plan.key_format.spec.bits) - 1;
+  for (int head = 0; head < plan.heads; ++head) {
+    std::byte* const codes = reinterpret_cast<std::byte*>(query.codes) + head * kRowBytes;
+    const float* const row = query.rows + head * query.stride;
+    query.factor[head] = quantize_row<kOperand>(row, nullptr, depth, codes).factor;
+    for (int segment = 0; segment < plan.key_segments; ++segment) {
+      const int first = segment * plan.key_segment_depth;
+      const int end =
+          first + plan.key_segment_depth < depth ? first + plan.key_segment_depth : depth;
+      const std::int32_t sum = sum_of_codes<kOperand>(codes, first, end);
+      // Half a unit of the quantized q at most is lost where the middle is not whole.
+      query.bias[head * plan.key_segments + segment] =
+          static_cast<std::int32_t>(-top_code * sum / 2);
+      query.sums[head * plan.key_segments + segment] = static_cast<float>(sum);
+    }
   }
 }
 
@@ -176,10 +252,12 @@ template <Bits kBits>
 KeyKernel key_kernel(const TensorFormat& format, int terms) {
   KeyKernel kernel;
   describe<Codes<kBits>>(kernel);
+  constexpr Operand kFast = key_operand(kBits, 1);
   if (format.depth_wise) {
-    kernel.run = terms == 2 ? depth_wise_keys<kBits, 2> : depth_wise_keys<kBits, 1>;
+    kernel.run =
+        terms == 2 ? depth_wise_keys<kBits, Operand::kWords> : depth_wise_keys<kBits, kFast>;
   } else {
-    kernel.run = terms == 2 ? row_wise_keys<kBits, 2> : row_wise_keys<kBits, 1>;
+    kernel.run = terms == 2 ? row_wise_keys<kBits, Operand::kWords> : row_wise_keys<kBits, kFast>;
   }
   return kernel;
 }
@@ -190,44 +268,31 @@ KeyKernel avx2_key_kernel(const TensorFormat& format, int terms) {
   switch (format.spec.bits) {
     case Bits::k1:
       return key_kernel<Bits::k1>(format, terms);
+    case Bits::kTernary:
+      return key_kernel<Bits::kTernary>(format, terms);
     case Bits::k2:
       return key_kernel<Bits::k2>(format, terms);
     case Bits::k3:
       return key_kernel<Bits::k3>(format, terms);
     case Bits::k4:
       return key_kernel<Bits::k4>(format, terms);
+    case Bits::k5:
+      return key_kernel<Bits::k5>(format, terms);
+    case Bits::k6:
+      return key_kernel<Bits::k6>(format, terms);
     case Bits::k8:
       return key_kernel<Bits::k8>(format, terms);
     case Bits::k16:
       return avx2_half_keys();
-    case Bits::kTernary:
-    case Bits::k5:
-    case Bits::k6:
-      break;  // served by tiles
   }
   return {};
 }
 
 void avx2_quantize_query(const DecodePlan& plan, DecodeQuery& query) {
-  const int depth = plan.key_format.depth;
-  const std::int64_t top_code = levels(plan.key_format.spec.bits) - 1;
-  for (int head = 0; head < plan.heads; ++head) {
-    std::int8_t* const high = query.codes + head * plan.key_terms * kQueryCodeStride;
-    std::int8_t* const low = high + (plan.key_terms - 1) * kQueryCodeStride;
-    const float* const row = query.rows + head * query.stride;
-    query.factor[head] = quantize_row(row, nullptr, depth, plan.key_terms, high, low).factor;
-    for (int segment = 0; segment < plan.key_segments; ++segment) {
-      const int first = segment * plan.key_segment_depth;
-      const int end =
-          first + plan.key_segment_depth < depth ? first + plan.key_segment_depth : depth;
-      std::int32_t sum = 0;
-      for (int i = first; i < end; ++i)
-        sum += plan.key_terms == 2 ? 256 * high[i] + low[i] : high[i];
-      // Half a unit of the quantized q at most is lost where the middle is not whole.
-      query.bias[head * plan.key_segments + segment] =
-          static_cast<std::int32_t>(-top_code * sum / 2);
-      query.sums[head * plan.key_segments + segment] = static_cast<float>(sum);
-    }
+  if (key_operand(plan.key_format.spec.bits, plan.key_terms) == Operand::kWords) {
+    quantize_queries<Operand::kWords>(plan, query);
+  } else {
+    quantize_queries<Operand::kKeyBytes>(plan, query);
   }
 }
 

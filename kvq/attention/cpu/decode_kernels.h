@@ -55,6 +55,15 @@ struct alignas(64) LinePick {
   std::uint16_t index[64];
   std::int32_t first_line;   // bytes from the start of the section
   std::int32_t second_line;  // the same line again where one is enough
+  // The same by runs of 8 elements (16 bytes), for instruction sets that cannot permute two lines:
+  // run n is the union of piece[n][0 .. pieces - 1], each 16 bytes at `offset` in the section with
+  // their bytes shuffled, 0x80 for none.
+  struct alignas(16) Piece {
+    std::uint8_t shuffle[16];
+    std::int32_t offset;
+  };
+  int pieces;
+  Piece piece[8][8];
 };
 
 // Lines of the next page, fetched a few at a time from inside the dot loops: a burst would fill the
@@ -86,7 +95,8 @@ using KeyKernel = HalfPageKernel<KeyFunction>;
 using ValueKernel = HalfPageKernel<ValueFunction>;
 
 struct DecodeKernels {
-  // `terms`: int8 terms of q, uint8 terms of the weights (1 or 2); nothing at 16 bits.
+  // `terms`: int8 terms of q, uint8 terms of the weights (1 or 2), or what is as exact or more;
+  // nothing at 16 bits.
   KeyKernel (*key)(const TensorFormat& format, int terms);
   ValueKernel (*value)(const TensorFormat& format, int terms);
   // Quantizes query.rows into codes, factor and bias; for formats whose keys have row-wise
@@ -151,8 +161,7 @@ struct DecodeQuery {
   int stride;          // floats of a row
   float* plain;        // [G][stride], times softmax scale and log2(e)
   float* rows;         // [G][stride], the same, rotated as the keys are
-  std::int8_t* codes;  // [G * terms][kQueryCodeStride] in the order of the kernels' passes; of two
-                       // terms the high one first
+  std::int8_t* codes;  // quantized rows, [2 G][kQueryCodeStride] in the kernels' own order
   float* factor;       // [G]
   std::int32_t* bias;  // [G][segments], -middle * (sum of the quantized q)
   float* sums;         // [G][segments], sum of the quantized q: what row centers are multiplied by
@@ -174,7 +183,7 @@ struct alignas(64) DecodeScratch {
   float centers[kDecodeMaxSegments][64];
   std::int8_t query_codes[2 * kDecodeMaxHeads][kQueryCodeStride];  // depth-wise keys
   std::int32_t zero_bias[kDecodeMaxHeads * kDecodeMaxSegments];    // stays zero
-  std::uint8_t weight_codes[2 * kDecodeMaxHeads][64];
+  alignas(64) std::uint8_t weight_codes[2 * kDecodeMaxHeads][64];
   std::byte plain_codes[64 * kDecodeMaxChannels];  // codes unpacked to bytes (ternary)
 };
 

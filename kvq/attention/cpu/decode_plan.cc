@@ -6,6 +6,33 @@
 namespace kvq {
 namespace {
 
+// Fills in a pick's pieces from its indices.
+void make_pieces(LinePick& pick) {
+  pick.pieces = 0;
+  for (int run = 0; run < 8; ++run) {
+    int pieces = 0;
+    for (int source = 0; source < 8; ++source) {  // 16-byte runs of the two lines
+      LinePick::Piece piece{};
+      std::fill_n(piece.shuffle, 16, std::uint8_t{0x80});
+      piece.offset = (source < 4 ? pick.first_line : pick.second_line) + 16 * (source & 3);
+      bool used = false;
+      for (int i = 0; i < 8; ++i) {
+        const int index = pick.index[8 * run + i];
+        if (index / 8 != source) continue;
+        piece.shuffle[2 * i] = static_cast<std::uint8_t>(2 * (index % 8));
+        piece.shuffle[2 * i + 1] = static_cast<std::uint8_t>(2 * (index % 8) + 1);
+        used = true;
+      }
+      if (used) pick.piece[run][pieces++] = piece;
+    }
+    pick.pieces = std::max(pick.pieces, pieces);
+    for (; pieces < 8; ++pieces) {
+      pick.piece[run][pieces].offset = pick.first_line;
+      std::fill_n(pick.piece[run][pieces].shuffle, 16, std::uint8_t{0x80});
+    }
+  }
+}
+
 // Makes a pick of 64 fp16 numbers whose places `at` (fp16 indices in the section; -1: any number)
 // lie in at most two 64-byte lines. False if they lie in more.
 bool make_pick(const int (&at)[64], LinePick& pick) {
@@ -23,6 +50,7 @@ bool make_pick(const int (&at)[64], LinePick& pick) {
   }
   pick.first_line = 64 * std::max(lines[0], 0);
   pick.second_line = lines[1] < 0 ? pick.first_line : 64 * lines[1];
+  make_pieces(pick);
   return true;
 }
 
