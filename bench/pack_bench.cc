@@ -57,7 +57,8 @@ const int kRegistered = [] {
   const int widths[][2] = {{4, 2}, {8, 4}, {2, 2}, {3, 3}};
   std::vector<std::string> texts;
   for (const auto& [key, value] : widths) {
-    for (const char* options : {"", ":channel:affine", ":channel:affine:none", ":minmax"}) {
+    for (const char* options :
+         {"", ":channel:affine", ":channel:affine:none", ":minmax", ":affine:hqq"}) {
       texts.push_back(with_options(key, value, options));
     }
   }

@@ -15,6 +15,11 @@
 //   round(p)  p + 1.5 * 2^23 limited to 1.5 * 2^23 .. that + levels - 1, less 1.5 * 2^23: the
 //   nearest
 //             code, ties to even.
+//   power(x)  x^-0.3 to 2^-19 for x from 1/8 on: r with the bits 0x52920000 - (b / 4 + b / 32 + b /
+//   64
+//             + b / 256), b = the bits of x and each quotient rounded down, then three times
+//             r = r * (1.1 - 0.1 * ((x * x * x) * (r^8 * r^2))) with r^8 = r^4 * r^4, r^4 = r^2 *
+//             r^2.
 //   mid = (levels - 1) / 2; low, high = least and greatest member.
 //
 // The code of x is round((x - center) * inverse(scale) + mid) with the fp16 scale and center, which
@@ -45,6 +50,20 @@
 //             and last with trial = the best scale so far and mid - (center - middle) *
 //             inverse(trial) for mid - offset. The greatest gain wins (scale = base, center =
 //             middle if none exceeds 0); both are rounded by half().
+//   hqq       scale and middle as minmax's, scale rounded by half(), d = x - middle, shift = 0,
+//             least = infinity. At most 20 times:
+//               rest = d - shift
+//               residual = rest - scale * (round(rest * inverse(scale) + mid) - mid)
+//               error = sum(|residual|)
+//               pull = residual limited to +-0.1 * power(max(|residual|, 1/8))
+//               shift = shift + sum(pull) / count
+//               ends here unless error < least; least = error
+//             center = half(middle + shift).
+//
+// hqq is half-quadratic quantization (Badri and Shaji, 2023) with what the package hqq 0.2.8 does
+// by default: |residual|^0.7 is minimized over the zero point by alternating a shrinking step,
+// which takes most of a large residual for an outlier, and the mean of the rest. 0.1 = 1 / beta
+// does not depend on the scale of the data. docs/accuracy.md lists what differs from that package.
 //
 // The candidates stand in fit_candidates.inl, with what they lose against an exhaustive search.
 #pragma once
@@ -65,7 +84,8 @@ struct FitTask {
   int group_lines = 1;    // adjacent lines that share it: 1, 2 or 4
   int levels = 0;
   bool affine = false;
-  bool mean_square = false;
+  bool mean_square = false;         // mse
+  bool half_quadratic = false;      // hqq: affine only; neither: minmax
   bool members_are_depths = false;  // else lines are depths and members are rows
 
   std::uint32_t* words =

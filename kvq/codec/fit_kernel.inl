@@ -12,7 +12,7 @@
 //      bytes  a a a a  b b b b c c c c d d d d   ->        a b c d a b c d a b c d a b c d
 //      (row)  m . . m+3
 #include "kvq/codec/fit.h"
-#include "kvq/codec/fit_search.inl"
+#include "kvq/codec/fit_half_quadratic.inl"
 
 namespace kvq {
 namespace {
@@ -57,6 +57,12 @@ void write_codes(const FitTask& task, const Group& group, Fitted fitted, int mem
   }
 }
 
+Fitted fit_group(const FitTask& task, const Group& group, Floats* scratch) {
+  if (!task.affine) return fit_symmetric(group, task.mean_square);
+  if (task.half_quadratic) return fit_half_quadratic(group, scratch);
+  return fit_affine(group, task.mean_square, scratch);
+}
+
 void fit(const FitTask& task) {
   alignas(64) Floats values[kMaxMembers];
   alignas(64) Floats scratch[kMaxMembers];
@@ -68,8 +74,7 @@ void fit(const FitTask& task) {
                         task.group_lines, task.levels};
       const float* from = task.values + static_cast<std::int64_t>(member) * task.lines + line;
       for (int m = 0; m < group.members; ++m, from += task.lines) values[m] = load(from);
-      const Fitted fitted = task.affine ? fit_affine(group, task.mean_square, scratch)
-                                        : fit_symmetric(group, task.mean_square);
+      const Fitted fitted = fit_group(task, group, scratch);
       write_codes(task, group, fitted, member, line);
       store(task.scales + at, fitted.scale);
       if (task.affine) store(task.centers + at, fitted.center);

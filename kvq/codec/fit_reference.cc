@@ -1,8 +1,10 @@
 #include "kvq/codec/fit_reference.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <utility>
 
 #include "kvq/codec/fit_candidates.inl"
@@ -68,7 +70,30 @@ class Group {
     return {half(best_scale), 0.0F};
   }
 
+  std::pair<float, float> fit_hqq() const {
+    const float scale = half((high() - low()) / last());
+    const float middle = (high() + low()) * 0.5F;
+    float shift = 0;
+    float least = std::numeric_limits<float>::infinity();
+    for (int i = 0; i < 20; ++i) {
+      const auto residual = [&](float x) {
+        const float rest = (x - middle) - shift;
+        return rest - scale * (round(rest * inverse(scale) + mid()) - mid());
+      };
+      const auto pull = [&](float x) {
+        const float limit = 0.1F * reference_power(std::max(std::abs(residual(x)), 0.125F));
+        return std::clamp(residual(x), -limit, limit);
+      };
+      const float error = sum([&](float x) { return std::abs(residual(x)); });
+      shift += sum(pull) / count();
+      if (!(error < least)) break;
+      least = error;
+    }
+    return {scale, half(middle + shift)};
+  }
+
   std::pair<float, float> fit_affine(Fit fit) const {
+    if (fit == Fit::kHqq) return fit_hqq();
     const float base = (high() - low()) / last();
     const float middle = (high() + low()) * 0.5F;
     if (fit == Fit::kMinMax) return {half(base), half(middle)};
@@ -113,6 +138,17 @@ class Group {
 };
 
 }  // namespace
+
+float reference_power(float x) {
+  const auto b = std::bit_cast<std::uint32_t>(x);
+  auto r = std::bit_cast<float>(0x52920000U - (b / 4 + b / 32 + b / 64 + b / 256));
+  for (int step = 0; step < 3; ++step) {
+    const float r2 = r * r;
+    const float r4 = r2 * r2;
+    r = r * (1.1F - 0.1F * (x * x * x * (r4 * r4 * r2)));
+  }
+  return r;
+}
 
 ReferenceTensor reference_fit(const TensorFormat& format, const std::vector<float>& values) {
   const TensorSpec& spec = format.spec;

@@ -18,6 +18,9 @@ struct ReferenceTensor {
 // values [64 tokens, head_dim], rotated.
 ReferenceTensor reference_fit(const TensorFormat& format, const std::vector<float>& values);
 
+// power() of fit.h.
+float reference_power(float x);
+
 // Rotates `rows` [count, head_dim] by the definition of hadamard.h.
 void reference_hadamard(std::vector<float>& rows, int head_dim);
 

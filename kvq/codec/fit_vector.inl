@@ -24,6 +24,12 @@ inline Floats number(Ints value) { return reinterpret_cast<Floats>(value); }
 inline Floats min(Floats a, Floats b) { return a < b ? a : b; }
 inline Floats max(Floats a, Floats b) { return a < b ? b : a; }
 inline Floats absolute(Floats a) { return number(bits(a) & 0x7fffffff); }
+// A comparison's lanes are all ones or all zeros.
+inline bool any(Ints lanes) {
+  std::int32_t all = 0;
+  for (int lane = 0; lane < kLanes; ++lane) all |= lanes[lane];
+  return all != 0;
+}
 
 constexpr std::int32_t kSignBit = -0x7fffffff - 1;
 // Adding 1.5 * 2^23 rounds |x| < 2^22 to an integer, ties to even, and leaves it in the low bits.

@@ -61,6 +61,7 @@ void pack_tensor(const TensorFormat& format, const Half* rows, std::byte* page,
   task.levels = levels(spec.bits);
   task.affine = format.has_centers();
   task.mean_square = spec.fit == Fit::kMeanSquare;
+  task.half_quadratic = spec.fit == Fit::kHqq;
   task.words = words.data();
   task.scales = scales.data();
   task.centers = task.affine ? centers.data() : nullptr;

@@ -25,7 +25,8 @@ std::vector<std::string> sampled_specs() {
       for (const char* parameters : {"symmetric", "affine"}) {
         for (int group : {16, 32, 64, 128, 256}) {
           const std::size_t n = keys.size();
-          const char* fit = n % 7 == 0 ? "minmax" : "mse";
+          const bool affine = std::string_view(parameters) == "affine";
+          const char* fit = n % 7 == 0 ? "minmax" : affine && n % 2 == 1 ? "hqq" : "mse";
           const char* rotation = n % 3 == 0 ? "none" : "hadamard";
           const std::string options =
               fmt::format("{}:g{}:{}:{}:{}:{}", name(bits), group, axis, parameters, fit, rotation);
@@ -146,8 +147,8 @@ TEST_P(RoundTrip, EveryNumberGetsTheNearestLevel) {
   const auto rows = make_rows(Data::kHeavyTailed, 80, 4);
   const Rows original = to_floats(rows);
   const int last = levels(GetParam()) - 1;
-  for (const char* options :
-       {":none", ":none:affine", ":none:minmax:channel:g128", ":none:minmax:affine:channel"}) {
+  for (const char* options : {":none", ":none:affine", ":none:minmax:channel:g128",
+                              ":none:minmax:affine:channel", ":none:hqq:affine"}) {
     const PageFormat page_format = format(options, 80);
     const auto page = pack(page_format, rows, rows);
     const Unpacked stored = unpack(page_format, page);
@@ -198,11 +199,13 @@ TEST_P(RoundTrip, LevelsAreExact) {
 TEST_P(RoundTrip, ConstantGroupsAreFiniteAndAffineOnesExact) {
   for (const float constant : {0.0F, 3.140625F, -0.333251953125F, 0x1p-24F, -30000.0F}) {
     const std::vector<Half> rows(kPageTokens * 128, to_half(constant));
-    for (const char* fit : {":mse", ":minmax"}) {
+    for (const char* fit : {":mse", ":minmax", ":hqq"}) {
       const PageFormat affine = format(fmt::format(":none:affine{}", fit));
       const Unpacked exact = unpack(affine, pack(affine, rows, rows));
       EXPECT_EQ(exact.key, to_floats(rows)) << constant;
       EXPECT_EQ(exact.value, to_floats(rows)) << constant;
+    }
+    for (const char* fit : {":mse", ":minmax"}) {
       const PageFormat symmetric = format(fmt::format(":none{}", fit));
       const Unpacked near = unpack(symmetric, pack(symmetric, rows, rows));
       for (std::size_t i = 0; i < rows.size(); ++i) {
@@ -216,7 +219,8 @@ TEST_P(RoundTrip, ConstantGroupsAreFiniteAndAffineOnesExact) {
 
 // Rotated rows of large numbers exceed what an fp16 scale or center can hold.
 TEST_P(RoundTrip, ParametersSaturateInsteadOfOverflowing) {
-  for (const char* options : {"", ":affine", ":minmax", ":affine:minmax:channel", ":channel"}) {
+  for (const char* options :
+       {"", ":affine", ":minmax", ":affine:minmax:channel", ":affine:hqq", ":channel"}) {
     const PageFormat page_format = format(options);
     const std::vector<Half> rows(kPageTokens * 128, to_half(kHalfMax));
     const auto page = pack(page_format, rows, rows);

@@ -70,6 +70,11 @@ TensorFormat make_tensor(const TensorSpec& spec, bool is_key, int head_dim, std:
 // The spec of one tensor, or what is wrong with it. Options that mean nothing take their defaults.
 Result<TensorSpec> normalized(const TensorSpec& spec, const char* tensor) {
   if (spec.bits == Bits::k16) return TensorSpec{};
+  if (spec.fit == Fit::kHqq && spec.parameters != Parameters::kAffine) {
+    return fail(
+        "fit of the {}: hqq optimizes a center, expected affine parameters, found symmetric",
+        tensor);
+  }
   for (int group : {16, 32, 64, 128, 256}) {
     if (spec.group == group) return spec;
   }

@@ -45,7 +45,7 @@ struct TensorFormat {
 
 struct PageFormat {
   // Fails on a head_dim that is not a multiple of 16 in [16, 256] or a group that is not 16, 32,
-  // 64, 128 or 256.
+  // 64, 128 or 256, or on Fit::kHqq without centers.
   static Result<PageFormat> create(const LayerSpec& spec, int head_dim);
 
   LayerSpec spec() const { return {key.spec, value.spec}; }

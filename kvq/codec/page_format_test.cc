@@ -48,6 +48,12 @@ TEST(PageFormat, RefusesWhatThePageCannotHold) {
   ASSERT_FALSE(format);
   EXPECT_EQ(format.error().message,
             "group of the values: expected 16, 32, 64, 128 or 256, found 48");
+  spec.value.group = 64;
+  spec.key.fit = Fit::kHqq;
+  const auto centerless = PageFormat::create(spec, 64);
+  ASSERT_FALSE(centerless);
+  EXPECT_EQ(centerless.error().message,
+            "fit of the keys: hqq optimizes a center, expected affine parameters, found symmetric");
 }
 
 TEST(PageFormat, OptionsMeanNothingAtSixteenBits) {

@@ -9,8 +9,8 @@ namespace {
 
 constexpr std::string_view kWidthsText = "1, 1.58, 2, 3, 4, 5, 6, 8 or 16";
 constexpr std::string_view kOptionsText =
-    "g16, g32, g64, g128 or g256; token or channel; symmetric or affine; minmax or mse; none or "
-    "hadamard";
+    "g16, g32, g64, g128 or g256; token or channel; symmetric or affine; minmax, mse or hqq; none "
+    "or hadamard";
 
 constexpr std::array<std::pair<Bits, std::string_view>, 9> kWidths{{{Bits::k1, "1"},
                                                                     {Bits::kTernary, "1.58"},
@@ -31,7 +31,7 @@ struct Option {
   int value;  // of the kind's enumeration, or the group
 };
 
-constexpr std::array<Option, 13> kOptions{{
+constexpr std::array<Option, 14> kOptions{{
     {"g16", kGroup, 16},
     {"g32", kGroup, 32},
     {"g64", kGroup, 64},
@@ -43,6 +43,7 @@ constexpr std::array<Option, 13> kOptions{{
     {"affine", kParameters, static_cast<int>(Parameters::kAffine)},
     {"minmax", kFit, static_cast<int>(Fit::kMinMax)},
     {"mse", kFit, static_cast<int>(Fit::kMeanSquare)},
+    {"hqq", kFit, static_cast<int>(Fit::kHqq)},
     {"none", kRotation, static_cast<int>(Rotation::kNone)},
     {"hadamard", kRotation, static_cast<int>(Rotation::kHadamard)},
 }};
@@ -138,6 +139,11 @@ Result<TensorSpec> parse_tensor(std::string_view whole, char tensor, std::string
     earlier = option;
     apply(*option, spec);
   } while (!rest.empty());
+  if (spec.fit == Fit::kHqq && spec.parameters != Parameters::kAffine) {
+    return fail(
+        "cache format '{}': option 'hqq' of {} optimizes a center, expected 'affine' beside it",
+        whole, tensor);
+  }
   if (text.back() == ':') return fail("cache format '{}': '{}' ends with ':'", whole, text);
   return spec;
 }

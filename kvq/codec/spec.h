@@ -33,6 +33,7 @@ enum class Parameters : std::uint8_t {
 enum class Fit : std::uint8_t {
   kMinMax,      // the outer codes are the extreme values
   kMeanSquare,  // the range is shrunk to the least squared error
+  kHqq,         // the range of kMinMax; the center by half-quadratic quantization: affine only
 };
 
 enum class Rotation : std::uint8_t {
@@ -71,8 +72,9 @@ std::string_view name(Bits bits);
 const std::vector<Bits>& packed_bits();
 
 // "k4v2" or "k4:g32:channel:affine:mse:hadamard,v2:g64:token:symmetric": the widths, each followed
-// by options in any order (g<group>, token|channel, symmetric|affine, minmax|mse, none|hadamard).
-// An unknown, repeated or contradictory option is an error that lists what is allowed.
+// by options in any order (g<group>, token|channel, symmetric|affine, minmax|mse|hqq,
+// none|hadamard). An unknown, repeated or contradictory option is an error that lists what is
+// allowed.
 Result<LayerSpec> parse_layer_spec(std::string_view text);
 
 // The shortest text that parse_layer_spec() reads back as `spec`.

@@ -34,7 +34,8 @@ TEST(Spec, EverySpecReadsBackFromItsText) {
     for (const Axis axis : {Axis::kToken, Axis::kChannel}) {
       for (const int group : {16, 32, 64, 128, 256}) {
         for (const Parameters parameters : {Parameters::kSymmetric, Parameters::kAffine}) {
-          for (const Fit fit : {Fit::kMinMax, Fit::kMeanSquare}) {
+          for (const Fit fit : {Fit::kMinMax, Fit::kMeanSquare, Fit::kHqq}) {
+            if (fit == Fit::kHqq && parameters == Parameters::kSymmetric) continue;
             for (const Rotation rotation : {Rotation::kNone, Rotation::kHadamard}) {
               const TensorSpec tensor{bits, axis, group, parameters, fit, rotation};
               for (const LayerSpec& spec :
@@ -52,8 +53,9 @@ TEST(Spec, EverySpecReadsBackFromItsText) {
 }
 
 TEST(Spec, TextIsTheShortest) {
-  for (const char* text : {"k4v2", "k16v16", "k1.58v1.58", "k4:g32,v2", "k4,v2:channel:affine",
-                           "k16,v8:none", "k8:g256:channel:affine:minmax:none,v16"}) {
+  for (const char* text :
+       {"k4v2", "k16v16", "k1.58v1.58", "k4:g32,v2", "k4,v2:channel:affine", "k16,v8:none",
+        "k8:g256:channel:affine:minmax:none,v16", "k2,v2:affine:hqq"}) {
     EXPECT_EQ(to_string(parse_layer_spec(text).value()), text);
   }
   TensorSpec unquantized;
@@ -72,7 +74,7 @@ TEST(Spec, ErrorsNameTheOptionAndWhatIsAllowed) {
             "6, 8 or 16");
   EXPECT_EQ(error_of("k4:lloyd,v2"),
             "cache format 'k4:lloyd,v2': unknown option 'lloyd' of k, expected g16, g32, g64, g128 "
-            "or g256; token or channel; symmetric or affine; minmax or mse; none or hadamard");
+            "or g256; token or channel; symmetric or affine; minmax, mse or hqq; none or hadamard");
   EXPECT_NE(error_of("k4,v2:g48").find("unknown option 'g48' of v"), std::string::npos);
   EXPECT_EQ(error_of("k4:g32:token:g32,v2"),
             "cache format 'k4:g32:token:g32,v2': option 'g32' of k is repeated");
@@ -80,6 +82,17 @@ TEST(Spec, ErrorsNameTheOptionAndWhatIsAllowed) {
       error_of("k4,v2:token:channel"),
       "cache format 'k4,v2:token:channel': options 'token' and 'channel' of v contradict each "
       "other");
+  EXPECT_EQ(
+      error_of("k4,v2:minmax:affine:hqq"),
+      "cache format 'k4,v2:minmax:affine:hqq': options 'minmax' and 'hqq' of v contradict each "
+      "other");
+  EXPECT_EQ(
+      error_of("k4:hqq,v2"),
+      "cache format 'k4:hqq,v2': option 'hqq' of k optimizes a center, expected 'affine' beside "
+      "it");
+  EXPECT_EQ(error_of("k4,v2:symmetric:hqq"),
+            "cache format 'k4,v2:symmetric:hqq': option 'hqq' of v optimizes a center, expected "
+            "'affine' beside it");
   EXPECT_EQ(error_of("k16:g32,v4"),
             "cache format 'k16:g32,v4': k16 is unquantized and takes no options, found 'g32'");
   EXPECT_EQ(error_of("k4"),

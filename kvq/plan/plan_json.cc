@@ -23,7 +23,8 @@ struct Choice {
 constexpr std::array<Choice<Axis>, 2> kAxes{{{"token", Axis::kToken}, {"channel", Axis::kChannel}}};
 constexpr std::array<Choice<Parameters>, 2> kParameters{
     {{"symmetric", Parameters::kSymmetric}, {"affine", Parameters::kAffine}}};
-constexpr std::array<Choice<Fit>, 2> kFits{{{"mse", Fit::kMeanSquare}, {"minmax", Fit::kMinMax}}};
+constexpr std::array<Choice<Fit>, 3> kFits{
+    {{"mse", Fit::kMeanSquare}, {"minmax", Fit::kMinMax}, {"hqq", Fit::kHqq}}};
 constexpr std::array<Choice<Rotation>, 2> kRotations{
     {{"hadamard", Rotation::kHadamard}, {"none", Rotation::kNone}}};
 

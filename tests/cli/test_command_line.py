@@ -51,8 +51,8 @@ class WrongCommandLine(CommandTest):
     def test_bad_group(self):
         for command in (["info"], ["generate", "-p", "x"], ["eval"], ["bench", "append"]):
             self.wrong("--kv: cache format 'k4:g48,v2': unknown option 'g48' of k, expected g16, "
-                       "g32, g64, g128 or g256; token or channel; symmetric or affine; minmax or "
-                       "mse; none or hadamard", *command, "--kv", "k4:g48,v2")
+                       "g32, g64, g128 or g256; token or channel; symmetric or affine; minmax, "
+                       "mse or hqq; none or hadamard", *command, "--kv", "k4:g48,v2")
 
     def test_window(self):
         for window in ("63", "-64", "x"):
