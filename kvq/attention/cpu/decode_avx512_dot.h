@@ -20,20 +20,31 @@ namespace {
 // Hands out prefetches evenly over `steps` (1 or more) calls of step().
 class Pacer {
  public:
-  KVQ_INLINE Pacer(Prefetch prefetch, int steps) : at_(prefetch.at), end_(prefetch.end) {
-    if (steps < 1) __builtin_unreachable();
-    const int lines = static_cast<int>((prefetch.end - prefetch.at) / 64);
-    lines_per_step_ = (lines + steps - 1) / steps;
-  }
+  KVQ_INLINE Pacer(Prefetch prefetch, int steps)
+      : at_(prefetch.at),
+        lines_(static_cast<int>((prefetch.end - prefetch.at) / 64)),
+        steps_(steps) {}
   KVQ_INLINE void step() {
-    for (int i = 0; i < lines_per_step_ && at_ < end_; ++i, at_ += 64) prefetch_line(at_);
+    due_ += lines_;
+    while (due_ >= steps_) {
+      prefetch_line(at_);
+      at_ += 64;
+      due_ -= steps_;
+    }
   }
 
  private:
   const std::byte* at_;
-  const std::byte* end_;
-  int lines_per_step_;
+  int lines_;
+  int steps_;
+  int due_ = 0;  // lines times steps
 };
+
+// sum += dot products of 4 bytes, unsigned a and signed b. Written as assembly because GCC 12
+// copies and spills loop-carried accumulators of the intrinsic.
+KVQ_INLINE void add_dot(__m512i& sum, __m512i a, __m512i b) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+}
 
 // Code registers of one pass over the planes with `heads` virtual heads.
 constexpr int pass_width(int heads) { return heads <= 4 ? 4 : 2; }
@@ -64,8 +75,11 @@ KVQ_INLINE void dot_quad(const PlaneCursor& block, const std::byte* operand, int
     const __m512i x = _mm512_set1_epi32(four);
 #pragma GCC unroll 4
     for (int i = 0; i < kCount; ++i) {
-      accumulator[head][i] = kIsKey ? _mm512_dpbusd_epi32(accumulator[head][i], codes[i], x)
-                                    : _mm512_dpbusd_epi32(accumulator[head][i], x, codes[i]);
+      if (kIsKey) {
+        add_dot(accumulator[head][i], codes[i], x);
+      } else {
+        add_dot(accumulator[head][i], x, codes[i]);
+      }
     }
   }
 }

@@ -6,8 +6,8 @@
 //   (a scale per channel)  the dot, in factor and offset, for all tokens alike
 //
 // With two terms q is 256 high + low, exact to 1/32512 of its largest element.
-// Cost for head_dim 128, 4 query heads, two terms: 1024 VPDPBUSD = 512 cycles a page, the
-// conversion of the accumulators about 80, depth-wise quantization about 150.
+// Cost for head_dim 128, 4 query heads, two terms: 1024 VPDPBUSD = 512 cycles a page, all else of
+// row-wise keys about 80, depth-wise quantization about 150.
 #include "kvq/attention/cpu/decode_avx512_dot.h"
 #include "kvq/attention/cpu/decode_avx512_kernels.h"
 
@@ -26,37 +26,66 @@ struct KeyJob {
   float (*scores)[64];        // [heads]
 };
 
+// Two terms of 4 heads take turns in one set of 16 accumulators: sum of the high terms, times 256,
+// plus the low terms. Fewer heads need both sets at once to hide the latency of VPDPBUSD.
+constexpr bool chains_terms(int heads, int terms) { return terms == 2 && heads == 4; }
+
+// Adds the dot products of one depth group to accumulators that hold nothing, and its bias.
+//   codes  [virtual heads][kQueryCodeStride] at the group's first depth
+//   bias   [heads], `segments` apart
+template <typename Source, int kHeads, int kTerms, int kFirst, int kVirtual, int kCount>
+KVQ_INLINE void key_dot(const PlaneCursor& planes, const std::byte* codes, int quads,
+                        const std::int32_t* bias, int segments, Pacer& pacer,
+                        __m512i (&accumulator)[kVirtual][kCount]) {
+  constexpr bool kChained = chains_terms(kHeads, kTerms);
+  constexpr int kBiased = kVirtual - kHeads;  // the first virtual head that takes a bias
+#pragma GCC unroll 8
+  for (int v = 0; v < kVirtual; ++v) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kCount; ++i) accumulator[v][i] = _mm512_setzero_si512();
+  }
+  if constexpr (kChained) {
+    dot<Source, true, kFirst>(planes, codes, kQueryCodeStride, quads, pacer, accumulator);
+    codes += kHeads * kQueryCodeStride;
+  }
+#pragma GCC unroll 8
+  for (int head = 0; head < kHeads; ++head) {
+    const __m512i x = _mm512_set1_epi32(bias[head * segments]);
+#pragma GCC unroll 4
+    for (int i = 0; i < kCount; ++i) {
+      __m512i& sum = accumulator[kBiased + head][i];
+      sum = _mm512_add_epi32(_mm512_slli_epi32(sum, 8),
+                             _mm512_slli_epi32(x, Source::kShift[kFirst + i]));
+    }
+  }
+  dot<Source, true, kFirst>(planes, codes, kQueryCodeStride, quads, pacer, accumulator);
+}
+
 template <Bits kBits, int kHeads, int kTerms, int kFirst>
 KVQ_INLINE void key_pass(const KeyJob& job, Pacer& pacer) {
   using Source = Codes<kBits, true>;
-  constexpr int kVirtual = kHeads * kTerms;
+  constexpr bool kChained = chains_terms(kHeads, kTerms);
+  constexpr int kVirtual = kChained ? kHeads : kHeads * kTerms;
   constexpr int kCount = pass_width(kVirtual);
+  float(*const scores)[64] = job.scores;
   for (int segment = 0; segment < job.segments; ++segment) {
     const int first = segment * job.segment_quads;
     const int quads = job.quads - first < job.segment_quads ? job.quads - first : job.segment_quads;
     __m512i accumulator[kVirtual][kCount];
-#pragma GCC unroll 8
-    for (int v = 0; v < kVirtual; ++v) {
-      const bool low_term = v >= (kTerms - 1) * kHeads;
-      const std::int32_t bias =
-          low_term ? job.bias[(v - (kTerms - 1) * kHeads) * job.segments + segment] : 0;
-#pragma GCC unroll 4
-      for (int i = 0; i < kCount; ++i) {
-        accumulator[v][i] = _mm512_set1_epi32(bias * (1 << Source::kShift[kFirst + i]));
-      }
-    }
-    dot<Source, true, kFirst>(planes_at<Source>(job.planes, job.quads, first),
-                              reinterpret_cast<const std::byte*>(job.codes) + 4 * first,
-                              kQueryCodeStride, quads, pacer, accumulator);
+    key_dot<Source, kHeads, kTerms, kFirst>(
+        planes_at<Source>(job.planes, job.quads, first),
+        reinterpret_cast<const std::byte*>(job.codes) + 4 * first, quads, job.bias + segment,
+        job.segments, pacer, accumulator);
+    const float* const scales = job.scales[segment] + 16 * kFirst;
 #pragma GCC unroll 4
     for (int i = 0; i < kCount; ++i) {
-      const __m512 scale = _mm512_load_ps(job.scales[segment] + 16 * (kFirst + i));
+      const __m512 scale = _mm512_load_ps(scales + 16 * i);
 #pragma GCC unroll 8
       for (int head = 0; head < kHeads; ++head) {
-        float* const scores = job.scores[head] + 16 * (kFirst + i);
-        const __m512 before = segment == 0 ? _mm512_setzero_ps() : _mm512_load_ps(scores);
-        _mm512_store_ps(
-            scores, _mm512_fmadd_ps(total<kTerms, kHeads>(accumulator, head, i), scale, before));
+        float* const at = scores[head] + 16 * (kFirst + i);
+        const __m512 before = segment == 0 ? _mm512_setzero_ps() : _mm512_load_ps(at);
+        const __m512 sum = total < kChained ? 1 : kTerms, kHeads > (accumulator, head, i);
+        _mm512_store_ps(at, _mm512_fmadd_ps(sum, scale, before));
       }
     }
   }
@@ -64,13 +93,16 @@ KVQ_INLINE void key_pass(const KeyJob& job, Pacer& pacer) {
 
 template <Bits kBits, int kHeads, int kTerms>
 __attribute__((noinline)) void key_block(const KeyJob& job, Pacer& pacer) {
+  constexpr int kVirtual = chains_terms(kHeads, kTerms) ? kHeads : kHeads * kTerms;
   key_pass<kBits, kHeads, kTerms, 0>(job, pacer);
-  if constexpr (pass_width(kHeads * kTerms) == 2) key_pass<kBits, kHeads, kTerms, 2>(job, pacer);
+  if constexpr (pass_width(kVirtual) == 2) key_pass<kBits, kHeads, kTerms, 2>(job, pacer);
 }
 
-// All query heads, block by block. `codes` and `bias` are laid out as DecodeQuery's.
+// All query heads, block by block. `codes` and `bias` are laid out as DecodeQuery's. Moves the job
+// from block to block in place: a copy would be loaded wider than it was stored, which waits for
+// the stores of the page before.
 template <Bits kBits, int kTerms>
-void key_heads(KeyJob job, int heads, Pacer& pacer) {
+KVQ_INLINE void key_heads(KeyJob& job, int heads, Pacer& pacer) {
   for (int done = 0; done < heads;) {
     const int block = head_block(heads - done, kTerms);
     if (block == 8) {
@@ -169,15 +201,19 @@ void row_wise_keys(const DecodePlan& plan, const DecodeQuery& query, const std::
   const int quads = format.depth / 4;
   pick_all(page + format.scales_offset, plan.key_picks, plan.key_segments, plan.key_unit,
            scratch.scales);
-  for (int head = 0; head < plan.heads; ++head) {
-    scratch.factor[head] = query.factor[head];
-    scratch.offset[head] = 0;
-  }
+  // Whole registers: both arrays are padded to 64 bytes.
+  _mm512_store_ps(scratch.factor, _mm512_load_ps(query.factor));
+  _mm512_store_ps(scratch.offset, _mm512_setzero_ps());
   Pacer pacer(prefetch, total_passes(plan.heads, kTerms) * quads / 4);
-  key_heads<kBits, kTerms>({readable_planes<kBits>(page + format.planes_offset, quads, scratch),
-                            quads, plan.key_segments, plan.key_segment_depth / 4, scratch.scales,
-                            query.codes, query.bias, scratch.scores},
-                           plan.heads, pacer);
+  KeyJob job{readable_planes<kBits>(page + format.planes_offset, quads, scratch),
+             quads,
+             plan.key_segments,
+             plan.key_segment_depth / 4,
+             scratch.scales,
+             query.codes,
+             query.bias,
+             scratch.scores};
+  key_heads<kBits, kTerms>(job, plan.heads, pacer);
   if (format.has_centers()) {
     pick_all(page + format.centers_offset, plan.key_picks, plan.key_segments, nullptr,
              scratch.centers);
@@ -215,10 +251,15 @@ void depth_wise_keys(const DecodePlan& plan, const DecodeQuery& query, const std
   }
   // One segment: the row scales are the accumulators' units.
   Pacer pacer(prefetch, total_passes(plan.heads, kTerms) * quads / 4);
-  key_heads<kBits, kTerms>({readable_planes<kBits>(page + format.planes_offset, quads, scratch),
-                            quads, 1, quads, reinterpret_cast<const float(*)[64]>(plan.key_unit),
-                            scratch.query_codes[0], scratch.zero_bias, scratch.scores},
-                           plan.heads, pacer);
+  KeyJob job{readable_planes<kBits>(page + format.planes_offset, quads, scratch),
+             quads,
+             1,
+             quads,
+             reinterpret_cast<const float(*)[64]>(plan.key_unit),
+             scratch.query_codes[0],
+             scratch.zero_bias,
+             scratch.scores};
+  key_heads<kBits, kTerms>(job, plan.heads, pacer);
 }
 
 template <Bits kBits>
