@@ -1,6 +1,7 @@
 #include "kvq/codec/spec.h"
 
 #include <array>
+#include <charconv>
 #include <optional>
 #include <utility>
 
@@ -185,6 +186,13 @@ std::string_view name(Bits bits) {
     if (width == bits) return text;
   }
   return "unknown";
+}
+
+double code_bits(Bits bits) {
+  const std::string_view text = name(bits);
+  double number = 0;
+  std::from_chars(text.data(), text.data() + text.size(), number);
+  return number;
 }
 
 const std::vector<Bits>& packed_bits() {

@@ -68,6 +68,8 @@ int levels(Bits bits);
 inline float middle(Bits bits) { return 0.5F * static_cast<float>(levels(bits) - 1); }
 // As typed: "1", "1.58", "2", ... "16".
 std::string_view name(Bits bits);
+// The same as a number: 1.58 for ternary.
+double code_bits(Bits bits);
 // Every width below 16 bits, narrowest first.
 const std::vector<Bits>& packed_bits();
 

@@ -19,6 +19,12 @@ TEST(Spec, BareWidthsTakeTheDefaults) {
   EXPECT_EQ(parse_layer_spec("k16v1.58").value().value.bits, Bits::kTernary);
 }
 
+TEST(Spec, WidthsAsNumbers) {
+  EXPECT_EQ(code_bits(Bits::k1), 1);
+  EXPECT_EQ(code_bits(Bits::kTernary), 1.58);
+  EXPECT_EQ(code_bits(Bits::k16), 16);
+}
+
 TEST(Spec, OptionsComeInAnyOrder) {
   const LayerSpec spec =
       parse_layer_spec("k4:g32:channel:affine:minmax:none,v2:symmetric:token:g128").value();

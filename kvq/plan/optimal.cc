@@ -19,7 +19,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numeric>
 #include <tuple>
 
 namespace kvq {
@@ -33,6 +32,14 @@ struct Option {
   double excess = 0;  // cost + price * bytes above the tensor's minimum of it
 };
 using Options = std::vector<Option>;  // bytes ascending, cost descending
+
+struct Tensor {
+  std::size_t index;  // in the cost table
+  Options options;
+  std::size_t relaxed = 0;  // the relaxation's option, rounded down in bytes
+  // Steps of the relaxation between the tensor's nearest and the one that does not fit.
+  std::size_t distance = std::numeric_limits<std::size_t>::max();
+};
 
 Options undominated(const std::vector<Candidate>& candidates) {
   Options all;
@@ -59,33 +66,45 @@ double slope(const Option& from, const Option& to) {
 struct Step {
   double slope;
   std::int64_t bytes;
+  std::size_t tensor;
+  std::size_t option;  // that it leads to
 };
 
-void append_hull_steps(const Options& options, std::vector<Step>& steps) {
-  Options hull;
-  for (const Option& option : options) {
-    while (hull.size() >= 2 &&
-           slope(hull[hull.size() - 2], hull.back()) <= slope(hull.back(), option)) {
+void append_hull_steps(const Options& options, std::size_t tensor, std::vector<Step>& steps) {
+  std::vector<std::size_t> hull;
+  for (std::size_t i = 0; i < options.size(); ++i) {
+    while (hull.size() >= 2 && slope(options[hull[hull.size() - 2]], options[hull.back()]) <=
+                                   slope(options[hull.back()], options[i])) {
       hull.pop_back();
     }
-    hull.push_back(option);
+    hull.push_back(i);
   }
   for (std::size_t i = 1; i < hull.size(); ++i) {
-    steps.push_back({slope(hull[i - 1], hull[i]), hull[i].bytes - hull[i - 1].bytes});
+    const Option& from = options[hull[i - 1]];
+    const Option& to = options[hull[i]];
+    steps.push_back({slope(from, to), to.bytes - from.bytes, tensor, hull[i]});
   }
 }
 
-// The price of a byte at which the linear relaxation uses up `room` bytes beyond the smallest
-// options; 0 if the cheapest options of all fit.
-double byte_price(const std::vector<Options>& tensors, std::int64_t room) {
+// Solves the linear relaxation: from the smallest options, steps in order of what they save per
+// byte, until one does not fit in `room` bytes. Sets each tensor's relaxed option and gives that
+// step's slope, the price of a byte; 0 if the cheapest options of all fit. Orders the tensors by
+// how close their steps are to that one: those that an optimal plan is likely to change come first.
+double relax(std::vector<Tensor>& tensors, std::int64_t room) {
   std::vector<Step> steps;
-  for (const Options& options : tensors) append_hull_steps(options, steps);
-  std::ranges::sort(steps, std::ranges::greater{}, &Step::slope);
-  for (const Step& step : steps) {
-    if (step.bytes > room) return step.slope;
-    room -= step.bytes;
+  for (std::size_t i = 0; i < tensors.size(); ++i) append_hull_steps(tensors[i].options, i, steps);
+  std::ranges::stable_sort(steps, std::ranges::greater{}, &Step::slope);
+  std::size_t last = 0;
+  for (; last < steps.size() && steps[last].bytes <= room; ++last) {
+    room -= steps[last].bytes;
+    tensors[steps[last].tensor].relaxed = steps[last].option;
   }
-  return 0;
+  for (std::size_t i = 0; i < steps.size(); ++i) {
+    std::size_t& distance = tensors[steps[i].tensor].distance;
+    distance = std::min(distance, i < last ? last - i : i - last);
+  }
+  std::ranges::stable_sort(tensors, {}, &Tensor::distance);
+  return last < steps.size() ? steps[last].slope : 0;
 }
 
 // One choice for the tensors so far.
@@ -97,21 +116,35 @@ struct State {
   std::int32_t candidate;
 };
 
+// Of two lists with bytes ascending, those states that no other dominates: bytes ascending, cost
+// descending.
+void merge_undominated(const std::vector<State>& left, const std::vector<State>& right,
+                       std::vector<State>& merged) {
+  merged.clear();
+  std::size_t l = 0;
+  std::size_t r = 0;
+  while (l < left.size() || r < right.size()) {
+    const bool from_left =
+        r == right.size() || (l < left.size() && std::tie(left[l].bytes, left[l].cost) <=
+                                                     std::tie(right[r].bytes, right[r].cost));
+    const State& state = from_left ? left[l++] : right[r++];
+    if (merged.empty() || state.cost < merged.back().cost) merged.push_back(state);
+  }
+}
+
 class Search {
  public:
-  Search(std::vector<Options> tensors, std::int64_t budget)
+  Search(std::vector<Tensor> tensors, std::int64_t budget)
       : tensors_(std::move(tensors)), budget_(budget) {
-    const auto smallest = [](std::int64_t sum, const Options& options) {
-      return sum + options[0].bytes;
-    };
-    const std::int64_t least =
-        std::accumulate(tensors_.begin(), tensors_.end(), std::int64_t{0}, smallest);
-    price_ = byte_price(tensors_, budget - least);
+    std::int64_t room = budget;
+    for (const Tensor& tensor : tensors_) room -= tensor.options.front().bytes;
+    price_ = relax(tensors_, room);
     double scale = price_ * static_cast<double>(budget);
     double minima = 0;
-    for (Options& options : tensors_) {
-      minima += set_excess(options);
-      scale += std::max(std::abs(options.front().cost), std::abs(options.back().cost));
+    for (Tensor& tensor : tensors_) {
+      minima += set_excess(tensor.options);
+      scale +=
+          std::max(std::abs(tensor.options.front().cost), std::abs(tensor.options.back().cost));
     }
     tolerance_ = 1e-12 * scale;
     lower_bound_ = minima - price_ * static_cast<double>(budget);
@@ -121,23 +154,16 @@ class Search {
   std::vector<int> run() {
     std::vector<State> states = {{0, 0, 0, -1, -1}};
     improve_upper_bound(states, 0);
-    std::vector<std::vector<Link>> links;
-    for (std::size_t tensor = 0; tensor < tensors_.size(); ++tensor) {
+    for (std::size_t tensor = 0; tensor < tensors_.size() && gap_is_open(); ++tensor) {
       states = extend(states, tensor);
-      improve_upper_bound(states, tensor + 1);
-      std::vector<Link>& level = links.emplace_back();
+      std::vector<Link>& level = links_.emplace_back();
       level.reserve(states.size());
       for (const State& state : states) level.push_back({state.parent, state.candidate});
+      improve_upper_bound(states, tensor + 1);
     }
-    // Costs descend with the bytes: the last state is the cheapest.
-    std::vector<int> choice(tensors_.size());
-    std::int32_t state = static_cast<std::int32_t>(states.size()) - 1;
-    for (std::size_t tensor = tensors_.size(); tensor-- > 0;) {
-      const Link link = links[tensor][static_cast<std::size_t>(state)];
-      choice[tensor] = link.candidate;
-      state = link.parent;
-    }
-    return choice;
+    // After the last tensor costs descend with the bytes: the last state is the optimum.
+    if (gap_is_open()) best_ = {tensors_.size(), states.size() - 1};
+    return choice_of(best_);
   }
 
  private:
@@ -145,12 +171,34 @@ class Search {
     std::int32_t parent;
     std::int32_t candidate;
   };
-  // What tensors i, i + 1, ... add at least, and what the relaxation's choice for them adds.
+  // What tensors i, i + 1, ... add at least, and what the relaxation's choices for them add.
   struct Tail {
     std::int64_t least_bytes = 0;
     std::int64_t bytes = 0;
     double cost = 0;
   };
+  // A state of the first `tensors` tensors, completed by the relaxation's choices.
+  struct Plan {
+    std::size_t tensors;
+    std::size_t state;
+  };
+
+  // Whether a plan below the best one's cost is possible.
+  bool gap_is_open() const { return upper_bound_ > lower_bound_ + tolerance_; }
+
+  std::vector<int> choice_of(const Plan& plan) const {
+    std::vector<int> choice(tensors_.size());
+    for (const Tensor& tensor : tensors_) {
+      choice[tensor.index] = tensor.options[tensor.relaxed].candidate;
+    }
+    std::size_t state = plan.state;
+    for (std::size_t tensor = plan.tensors; tensor-- > 0;) {
+      const Link link = links_[tensor][state];
+      choice[tensors_[tensor].index] = link.candidate;
+      state = static_cast<std::size_t>(link.parent);
+    }
+    return choice;
+  }
 
   // The tensor's minimum of cost + price * bytes.
   double set_excess(Options& options) const {
@@ -166,64 +214,66 @@ class Search {
   void set_tails() {
     tails_.resize(tensors_.size() + 1);
     for (std::size_t i = tensors_.size(); i-- > 0;) {
-      const Options& options = tensors_[i];
-      const Option& relaxed = *std::ranges::min_element(options, {}, &Option::excess);
-      tails_[i] = {tails_[i + 1].least_bytes + options[0].bytes,
+      const Option& relaxed = tensors_[i].options[tensors_[i].relaxed];
+      tails_[i] = {tails_[i + 1].least_bytes + tensors_[i].options.front().bytes,
                    tails_[i + 1].bytes + relaxed.bytes, tails_[i + 1].cost + relaxed.cost};
     }
   }
 
-  // States completed by the relaxation's choice for the other tensors are plans, if they fit.
+  // States completed by the relaxation's choices for the other tensors are plans, if they fit.
   void improve_upper_bound(const std::vector<State>& states, std::size_t next) {
-    for (const State& state : states) {
-      if (state.bytes + tails_[next].bytes > budget_) break;  // bytes ascend
-      upper_bound_ = std::min(upper_bound_, state.cost + tails_[next].cost);
+    for (std::size_t i = 0; i < states.size(); ++i) {
+      if (states[i].bytes + tails_[next].bytes > budget_) break;  // bytes ascend
+      const double cost = states[i].cost + tails_[next].cost;
+      if (cost >= upper_bound_) continue;
+      upper_bound_ = cost;
+      best_ = {next, i};
     }
   }
 
   std::vector<State> extend(const std::vector<State>& states, std::size_t tensor) const {
     const std::int64_t room = budget_ - tails_[tensor + 1].least_bytes;
     std::vector<State> next;
-    for (const Option& option : tensors_[tensor]) {
+    std::vector<State> extended;
+    std::vector<State> merged;
+    for (const Option& option : tensors_[tensor].options) {
+      extended.clear();
       for (std::size_t i = 0; i < states.size(); ++i) {
         const State& state = states[i];
         if (state.bytes + option.bytes > room) break;  // bytes ascend
         const double excess = state.excess + option.excess;
         if (lower_bound_ + excess > upper_bound_ + tolerance_) continue;
-        next.push_back({state.bytes + option.bytes, state.cost + option.cost, excess,
-                        static_cast<std::int32_t>(i), option.candidate});
+        extended.push_back({state.bytes + option.bytes, state.cost + option.cost, excess,
+                            static_cast<std::int32_t>(i), option.candidate});
       }
+      if (extended.empty()) continue;
+      merge_undominated(next, extended, merged);
+      next.swap(merged);
     }
-    std::ranges::sort(next, {}, [](const State& state) {
-      return std::tuple(state.bytes, state.cost, state.candidate, state.parent);
-    });
-    std::size_t kept = 0;
-    for (const State& state : next) {
-      if (kept == 0 || state.cost < next[kept - 1].cost) next[kept++] = state;
-    }
-    next.resize(kept);
     return next;
   }
 
-  std::vector<Options> tensors_;
+  std::vector<Tensor> tensors_;
   std::int64_t budget_;
   double price_ = 0;                                              // of a byte
   double lower_bound_ = 0;                                        // of every plan's cost
   double upper_bound_ = std::numeric_limits<double>::infinity();  // of the optimal plan's
   double tolerance_ = 0;  // far above the rounding of sums of costs
   std::vector<Tail> tails_;
+  std::vector<std::vector<Link>> links_;  // of the states after each tensor
+  Plan best_{0, 0};                       // of cost upper_bound_
 };
 
 }  // namespace
 
 Result<std::vector<int>> choose_optimal(const CostTable& table, std::int64_t budget_bytes) {
   KVQ_RETURN_IF_ERROR(validate(table));
-  std::vector<Options> tensors;
+  std::vector<Tensor> tensors;
   std::int64_t least = 0;
   tensors.reserve(table.tensors.size());
   for (const auto& candidates : table.tensors) {
-    tensors.push_back(undominated(candidates));
-    least += tensors.back().front().bytes;
+    tensors.push_back({tensors.size(), undominated(candidates)});
+    least += tensors.back().options.front().bytes;
   }
   if (least > budget_bytes) {
     return fail("the smallest plan takes {} bytes for each {} tokens, the budget is {}", least,

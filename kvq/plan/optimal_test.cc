@@ -57,7 +57,6 @@ CostTable random_table(std::mt19937& random, std::size_t tensors, int most_candi
 // Costs are small integers, so that sums are exact and ties are ties.
 TEST(Optimal, AgreesWithEveryChoiceTried) {
   std::mt19937 random(1);
-  int ties = 0;
   for (int round = 0; round < 1000; ++round) {
     // From many equal bytes and costs to few.
     const int most = 2 << (round % 8);
@@ -82,10 +81,8 @@ TEST(Optimal, AgreesWithEveryChoiceTried) {
       ASSERT_EQ(cost_of(table, *choice), best.cost) << "round " << round << ", budget " << budget;
       ASSERT_EQ(chosen_bytes(table, *choice), best.bytes)
           << "round " << round << ", budget " << budget;
-      if (best.bytes < budget) ++ties;
     }
   }
-  EXPECT_GT(ties, 0);
 }
 
 TEST(Optimal, AgreesWithEveryChoiceTriedOnRealCosts) {
@@ -109,43 +106,53 @@ TEST(Optimal, AgreesWithEveryChoiceTriedOnRealCosts) {
   }
 }
 
-// Layers whose sensitivity differs by orders of magnitude, errors that fall by about 4 a bit.
-CostTable model_table(int layers, int noise) {
+enum class Costs { kSmooth, kNoisy, kEqual, kLinear, kUnrelated };
+
+// 48 candidates of 1 to 9 stored bits a tensor. Smooth: tensors' sensitivities differ by orders of
+// magnitude, and errors fall by 4 a bit.
+CostTable model_table(int layers, Costs costs, bool odd_bytes) {
   std::mt19937 random(3);
   std::lognormal_distribution<double> sensitivity(0, 2);
-  std::lognormal_distribution<double> wobble(0, 0.3);
+  std::lognormal_distribution<double> noise(0, 0.5);
+  std::uniform_int_distribution<int> odd(0, 511);
   CostTable table;
   table.tensors.resize(static_cast<std::size_t>(2 * layers));
   for (auto& candidates : table.tensors) {
-    const double scale = sensitivity(random);
-    for (int bits = 1; bits <= 8; ++bits) {
-      for (int option = 0; option < 6; ++option) {
-        const double stored = bits + 0.125 * (1 << option % 4);
-        candidates.push_back({{},
-                              static_cast<std::int64_t>(stored * 8192),
-                              scale * std::pow(4.0, -stored) * (noise ? wobble(random) : 1.0)});
-      }
+    const double scale = costs == Costs::kEqual ? 1 : sensitivity(random);
+    for (int i = 0; i < 48; ++i) {
+      const int whole = 1 + i / 6;
+      const double bits = whole + 0.125 * (1 << i % 6) / 4;
+      Candidate& candidate = candidates.emplace_back();
+      candidate.bytes = static_cast<std::int64_t>(bits * 8192) + (odd_bytes ? odd(random) : 0);
+      candidate.cost = scale * std::pow(4.0, -bits);
+      if (costs == Costs::kNoisy) candidate.cost *= noise(random);
+      if (costs == Costs::kLinear) candidate.cost = -static_cast<double>(candidate.bytes);
+      if (costs == Costs::kUnrelated) candidate.cost = noise(random);
     }
   }
   return table;
 }
 
 TEST(Optimal, LargeModelInTime) {
-  for (const int noise : {0, 1}) {
-    const CostTable table = model_table(80, noise);
-    for (const double bits : {1.2, 1.75, 2.0, 2.25, 3.0, 3.5, 5.0}) {
-      const auto start = std::chrono::steady_clock::now();
-      const auto budget = static_cast<std::int64_t>(bits * 8192 * 160);
-      const auto choice = choose_optimal(table, budget);
-      const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-      ASSERT_TRUE(choice);
-      EXPECT_LE(chosen_bytes(table, *choice), budget);
-      EXPECT_LT(seconds.count(), 10) << bits << " bits";  // with sanitizers; below 1 s without
-      RecordProperty(
-          fmt::format("milliseconds_noise_{}_at_{}_bits", noise, static_cast<int>(100 * bits)),
-          static_cast<int>(1000 * seconds.count()));
+  double slowest = 0;
+  for (const Costs costs :
+       {Costs::kSmooth, Costs::kNoisy, Costs::kEqual, Costs::kLinear, Costs::kUnrelated}) {
+    for (const bool odd_bytes : {false, true}) {
+      const CostTable table = model_table(80, costs, odd_bytes);
+      for (const double bits : {1.1, 1.75, 2.0, 2.25, 3.0, 3.49, 5.0, 8.5}) {
+        const auto budget = static_cast<std::int64_t>(bits * 8192 * 160);
+        const auto start = std::chrono::steady_clock::now();
+        const auto choice = choose_optimal(table, budget);
+        const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+        ASSERT_TRUE(choice);
+        EXPECT_LE(chosen_bytes(table, *choice), budget);
+        // Room for sanitizers and busy machines.
+        EXPECT_LT(seconds.count(), 20) << static_cast<int>(costs) << ", " << bits << " bits";
+        slowest = std::max(slowest, seconds.count());
+      }
     }
   }
+  RecordProperty("slowest_milliseconds", static_cast<int>(1000 * slowest));
 }
 
 }  // namespace

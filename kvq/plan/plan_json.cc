@@ -1,6 +1,5 @@
 // plan.json: a Plan as text and back.
 #include <array>
-#include <charconv>
 #include <limits>
 #include <string_view>
 
@@ -48,21 +47,13 @@ Result<Value> read_choice(const JsonFields& fields, std::string_view field,
   return fields.wrong(field, allowed);
 }
 
-// As a number: 2, 1.58.
-double number_of(Bits bits) {
-  const std::string_view text = name(bits);
-  double number = 0;
-  std::from_chars(text.data(), text.data() + text.size(), number);
-  return number;
-}
-
 Result<Bits> read_bits(const JsonFields& fields) {
   std::vector<Bits> known = packed_bits();
   known.push_back(Bits::k16);
   const Json* found = fields.find("bits");
   std::string allowed;
   for (const Bits bits : known) {
-    if (found != nullptr && found->is_number() && found->get<double>() == number_of(bits))
+    if (found != nullptr && found->is_number() && found->get<double>() == code_bits(bits))
       return bits;
     allowed += fmt::format("{}{}",
                            allowed.empty()     ? ""
@@ -160,7 +151,7 @@ Status check_version(const Json& json, const JsonFields& fields) {
 }
 
 OrderedJson to_json(const TensorSpec& spec) {
-  const double bits = number_of(spec.bits);
+  const double bits = code_bits(spec.bits);
   OrderedJson json;
   if (spec.bits == Bits::kTernary)
     json["bits"] = bits;

@@ -70,7 +70,7 @@ TEST_F(PlanFile, EveryFormatSurvives) {
       const std::string width(name(bits));
       const std::string tail = bits == Bits::k16 ? "" : options;
       Plan plan = example();
-      plan.layers[0] = layer(("k" + width + tail + ",v" + width + tail).c_str());
+      plan.layers[0] = layer(fmt::format("k{0}{1},v{0}{1}", width, tail).c_str());
       plan.effective_bits = effective_bits(plan.layers, 128);
       const auto found = read(to_json(plan));
       ASSERT_TRUE(found) << found.error().message;
