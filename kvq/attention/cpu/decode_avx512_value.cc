@@ -8,151 +8,87 @@
 //   row-wise parameters    p is quantized once per page; output += factor * (scale[channel] *
 //   (a scale per channel)  (sum p8 code - middle sum p8) + center[channel] sum p8) per depth group
 //
-// Weights are scaled by their exact maximum of the half page (two terms: of the page): a dominant
-// token comes out exact.
-// Cost for head_dim 128, 4 query heads: 512 VPDPBUSD = 256 cycles a page, quantization about 40 and
-// the output update about 35 cycles a head.
-#include "kvq/attention/cpu/decode_avx512_dot.h"
+// How weights are quantized is told in decode_avx512_weights.h.
+// Cost for head_dim 128, 4 query heads: 512 VPDPBUSD = 256 cycles a page, the weights of two blocks
+// about 120, the output's updates about 80, latency between them about 50.
 #include "kvq/attention/cpu/decode_avx512_kernels.h"
+#include "kvq/attention/cpu/decode_avx512_weights.h"
 
 namespace kvq {
 namespace {
 
-// Maxima of four vectors: result[4 n + i] = the largest element of x[i].
-KVQ_INLINE __m512 largest_of_four(__m512 a, __m512 b, __m512 c, __m512 d) {
-  const __m512 ab = _mm512_max_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-  const __m512 cd = _mm512_max_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-  __m512 x = _mm512_max_ps(
-      _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd))),
-      _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd))));
-  x = _mm512_max_ps(x, _mm512_shuffle_f32x4(x, x, 0x4E));
-  return _mm512_max_ps(x, _mm512_shuffle_f32x4(x, x, 0xB1));
-}
-
-// The largest elements of `kHeads` (1, 2 or a multiple of 4) vectors.
-template <int kHeads>
-KVQ_INLINE void largest(const __m512 (&x)[kHeads], float* out) {
-  if constexpr (kHeads == 1) {
-    out[0] = _mm512_reduce_max_ps(x[0]);
-  } else if constexpr (kHeads == 2) {
-    _mm_storeu_ps(out, _mm512_castps512_ps128(largest_of_four(x[0], x[1], x[0], x[1])));
-  } else {
-#pragma GCC unroll 4
-    for (int h = 0; h < kHeads; h += 4) {
-      _mm_storeu_ps(out + h,
-                    _mm512_castps512_ps128(largest_of_four(x[h], x[h + 1], x[h + 2], x[h + 3])));
-    }
-  }
-}
-
-// Four vectors of int32 in [0, 255] to bytes in the order of the tokens.
-KVQ_INLINE __m512i pack_weights(const __m512i (&x)[4], __m512i order) {
-  const __m512i low = _mm512_packus_epi32(x[0], x[1]);
-  const __m512i high = _mm512_packus_epi32(x[2], x[3]);
-  return _mm512_permutexvar_epi8(order, _mm512_packus_epi16(low, high));
-}
-
-// Quantizes weights[h][slot] * scale[slot], none negative: codes [virtual heads][64 tokens],
-// factors [parts][heads].
-template <int kHeads, int kTerms>
-KVQ_INLINE void quantize_weights(const DecodePlan& plan, const float (*weights)[64],
-                                 const __m512 (&scale)[4], std::uint8_t (*codes)[64],
-                                 float* factors) {
-  constexpr float kLimit = kTerms == 2 ? 65535 : 255;
-  constexpr int kParts = weight_parts(kTerms);
-  __m512 top[kParts * kHeads];
-#pragma GCC unroll 8
-  for (int head = 0; head < kHeads; ++head) {
-#pragma GCC unroll 2
-    for (int part = 0; part < kParts; ++part) {
-      __m512 x[4];
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        const auto lanes = static_cast<__mmask16>(kParts == 1 ? 0xFFFF
-                                                  : part == 0 ? ~plan.second_half[i]
-                                                              : plan.second_half[i]);
-        x[i] = _mm512_maskz_mul_ps(lanes, _mm512_load_ps(weights[head] + 16 * i), scale[i]);
-      }
-      top[part * kHeads + head] =
-          _mm512_max_ps(_mm512_max_ps(x[0], x[1]), _mm512_max_ps(x[2], x[3]));
-    }
-  }
-  alignas(64) float maximum[kParts * kHeads < 4 ? 4 : kParts * kHeads];
-  largest<kParts * kHeads>(top, maximum);
-  alignas(64) float inverse[kParts * kHeads];
-#pragma GCC unroll 16
-  for (int i = 0; i < kParts * kHeads; ++i) {
-    // Weights below 1e-30 in a whole part count as zero: their reciprocal would overflow.
-    inverse[i] = kLimit / (maximum[i] > 1e-30F ? maximum[i] : 1e-30F);
-    factors[i] = maximum[i] * (1 / kLimit);
-  }
-  const __m512i order = _mm512_load_si512(plan.weight_order);
-#pragma GCC unroll 8
-  for (int head = 0; head < kHeads; ++head) {
-    __m512i q[4];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      const __m512 p = _mm512_load_ps(weights[head] + 16 * i);
-      const __m512 x = _mm512_mask_blend_ps(plan.second_half[i], _mm512_set1_ps(inverse[head]),
-                                            _mm512_set1_ps(inverse[(kParts - 1) * kHeads + head]));
-      q[i] = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_mul_ps(p, scale[i]), x));
-    }
-    if constexpr (kTerms == 2) {
-      __m512i high[4];
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        high[i] = _mm512_srli_epi32(q[i], 8);
-        q[i] = _mm512_and_si512(q[i], _mm512_set1_epi32(255));
-      }
-      _mm512_store_si512(codes[head], pack_weights(high, order));
-    }
-    _mm512_store_si512(codes[(kTerms - 1) * kHeads + head], pack_weights(q, order));
-  }
-}
-
-// Sums of 4 consecutive tokens' quantized weights, [16] as int32; both terms.
-template <int kHeads, int kTerms>
-KVQ_INLINE __m512i quad_sums(const std::uint8_t (*codes)[64], int head) {
-  const __m512i zero = _mm512_setzero_si512();
-  const __m512i low =
-      _mm512_dpbusd_epi32(zero, _mm512_load_si512(codes[(kTerms - 1) * kHeads + head]), fill(1));
-  if constexpr (kTerms == 1) return low;
-  const __m512i high = _mm512_dpbusd_epi32(zero, _mm512_load_si512(codes[head]), fill(1));
-  return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low);
-}
-
 // The middle code as the kernel sees codes: 8-bit codes are shifted by 128.
 float middle_operand(Bits bits) { return middle(bits) - (bits == Bits::k8 ? 128.0F : 0.0F); }
 
-// One block of 64 channels for kHeads heads: output += factor * sum; factors [parts][heads].
-template <Bits kBits, int kHeads, int kTerms, int kFirst>
+// Steps of the pacer in one pass over one block.
+constexpr int pass_steps(Split split) { return split == Split::kTurns ? 8 : 4; }
+
+// Adds the quads of one part of a block; planes and operand at the block's first quad.
+template <typename Source, Split kSplit, int kPart, int kFirst, int kHeads, int kCount>
+KVQ_INLINE void dot_part(PlaneCursor planes, const std::byte* operand, Pacer& pacer,
+                         __m512i (&accumulator)[kHeads][kCount]) {
+  if constexpr (kSplit == Split::kWhole) {
+    dot<Source, false, kFirst>(planes, operand, 64, 16, pacer, accumulator);
+  } else if constexpr (kSplit == Split::kTurns) {
+    for (int group = 0; group < 4; ++group) {
+      pacer.step();
+      dot_quad<Source, false, 2 * kPart, kFirst>(planes, operand, 64, accumulator);
+      dot_quad<Source, false, 2 * kPart + 1, kFirst>(planes, operand, 64, accumulator);
+      planes.low += 128 * Source::kLow;
+      planes.high += 128 * Source::kHigh;
+      operand += 16;
+    }
+  } else {
+#pragma GCC unroll 2
+    for (int group = kPart; group < 4; group += 2) {
+      const PlaneCursor at{planes.low + 128 * Source::kLow * group,
+                           planes.high + 128 * Source::kHigh * group};
+      dot<Source, false, kFirst>(at, operand + 16 * group, 64, 4, pacer, accumulator);
+    }
+  }
+}
+
+// One part of one block of 64 channels for kHeads heads: output += factor * sum.
+//   codes    [virtual heads][64]
+//   factors  [heads], of the part
+template <typename Source, Split kSplit, int kPart, int kHeads, int kFirst>
+KVQ_INLINE void depth_wise_part(const std::byte* block, const std::uint8_t (*codes)[64],
+                                const float* factors, float* output, int output_stride,
+                                Pacer& pacer) {
+  constexpr int kTerms = terms_of(kSplit);
+  constexpr int kVirtual = kHeads * kTerms;
+  constexpr int kCount = pass_width(kVirtual);
+  __m512i accumulator[kVirtual][kCount];
+#pragma GCC unroll 8
+  for (int v = 0; v < kVirtual; ++v) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kCount; ++i) accumulator[v][i] = _mm512_setzero_si512();
+  }
+  dot_part<Source, kSplit, kPart, kFirst>(planes_at<Source>(block, 16, 0),
+                                          reinterpret_cast<const std::byte*>(codes), pacer,
+                                          accumulator);
+#pragma GCC unroll 8
+  for (int head = 0; head < kHeads; ++head) {
+    const __m512 factor = _mm512_set1_ps(factors[head]);
+#pragma GCC unroll 4
+    for (int i = 0; i < kCount; ++i) {
+      float* const at = output + head * output_stride + 16 * (kFirst + i);
+      _mm512_store_ps(at, _mm512_fmadd_ps(total<kTerms, kHeads>(accumulator, head, i), factor,
+                                          _mm512_load_ps(at)));
+    }
+  }
+}
+
+template <Bits kBits, Split kSplit, int kHeads, int kFirst>
 KVQ_INLINE void depth_wise_pass(const std::byte* block, const std::uint8_t (*codes)[64],
                                 const float* factors, float* output, int output_stride,
                                 Pacer& pacer) {
   using Source = Codes<kBits, false>;
-  constexpr int kVirtual = kHeads * kTerms;
-  constexpr int kCount = pass_width(kVirtual);
-  constexpr int kQuads = 16 / weight_parts(kTerms);
-  for (int part = 0; part < weight_parts(kTerms); ++part) {
-    __m512i accumulator[kVirtual][kCount];
-#pragma GCC unroll 8
-    for (int v = 0; v < kVirtual; ++v) {
-#pragma GCC unroll 4
-      for (int i = 0; i < kCount; ++i) accumulator[v][i] = _mm512_setzero_si512();
-    }
-    dot<Source, false, kFirst>(planes_at<Source>(block, 16, kQuads * part),
-                               reinterpret_cast<const std::byte*>(codes) + 4 * kQuads * part, 64,
-                               kQuads, pacer, accumulator);
-#pragma GCC unroll 8
-    for (int head = 0; head < kHeads; ++head) {
-      const __m512 factor = _mm512_set1_ps(factors[part * kHeads + head]);
-#pragma GCC unroll 4
-      for (int i = 0; i < kCount; ++i) {
-        float* const at = output + head * output_stride + 16 * (kFirst + i);
-        _mm512_store_ps(at, _mm512_fmadd_ps(total<kTerms, kHeads>(accumulator, head, i), factor,
-                                            _mm512_load_ps(at)));
-      }
-    }
+  depth_wise_part<Source, kSplit, 0, kHeads, kFirst>(block, codes, factors, output, output_stride,
+                                                     pacer);
+  if constexpr (parts_of(kSplit) == 2) {
+    depth_wise_part<Source, kSplit, 1, kHeads, kFirst>(block, codes, factors + kHeads, output,
+                                                       output_stride, pacer);
   }
 }
 
@@ -168,45 +104,55 @@ const std::byte* readable_block(const TensorFormat& format, const std::byte* pag
   return planes;
 }
 
-template <Bits kBits, int kHeads, int kTerms>
+// Quantized weights of one block of channels, and what all its channels get: center [16 lanes] +=
+// sum p center - factor middle (sum of the quantized p).
+template <Bits kBits, Split kSplit, int kHeads>
+KVQ_INLINE void start_block(const DecodePlan& plan, int block, int first_head,
+                            std::uint8_t (*codes)[64], float* factors, DecodeScratch& scratch) {
+  const float(*weights)[64] = scratch.scores + first_head;
+  const __m512 mid = _mm512_set1_ps(middle_operand(kBits));
+  constexpr int kLast = (parts_of(kSplit) - 1) * kHeads;
+  quantize_weights<kSplit, kHeads>(plan, weights, scratch.scales[block], codes, factors);
+#pragma GCC unroll 8
+  for (int head = 0; head < kHeads; ++head) {
+    float* const center = scratch.center[first_head + head] + 16 * block;
+    const __m512 sums = _mm512_cvtepi32_ps(quad_sums<kHeads, terms_of(kSplit)>(codes, head));
+    const __m512 factor = _mm512_mask_blend_ps(second_quads(kSplit), _mm512_set1_ps(factors[head]),
+                                               _mm512_set1_ps(factors[kLast + head]));
+    __m512 x = _mm512_fnmadd_ps(_mm512_mul_ps(sums, mid), factor, _mm512_load_ps(center));
+    if (plan.value_format.has_centers()) {
+      for (int i = 0; i < 64; i += 16) {
+        x = _mm512_fmadd_ps(_mm512_load_ps(weights[head] + i),
+                            _mm512_load_ps(scratch.centers[block] + i), x);
+      }
+    }
+    _mm512_store_ps(center, x);
+  }
+}
+
+template <Bits kBits, Split kSplit, int kHeads>
 __attribute__((noinline)) void depth_wise_block(const DecodePlan& plan, const std::byte* page,
                                                 int first_head, Pacer& pacer,
                                                 DecodeScratch& scratch) {
   const TensorFormat& format = plan.value_format;
-  const float(*weights)[64] = scratch.scores + first_head;
-  const __m512 mid = _mm512_set1_ps(middle_operand(kBits));
-  std::uint8_t(*codes)[64] = scratch.weight_codes;
-  constexpr int kLast = (weight_parts(kTerms) - 1) * kHeads;
-  alignas(64) float factors[weight_parts(kTerms) * kHeads];
+  constexpr int kVirtual = kHeads * terms_of(kSplit);
+  static_assert(kVirtual * kDecodeMaxBlocks <= 2 * kDecodeMaxHeads);
+  alignas(64) float factors[kDecodeMaxBlocks][parts_of(kSplit) * kHeads];
+  const int distinct = plan.value_blocks_share ? 1 : format.blocks;
+  for (int block = 0; block < distinct; ++block) {
+    start_block<kBits, kSplit, kHeads>(
+        plan, block, first_head, scratch.weight_codes + block * kVirtual, factors[block], scratch);
+  }
   for (int block = 0; block < format.blocks; ++block) {
-    if (block == 0 || !plan.value_blocks_share) {
-      __m512 scale[4];
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) scale[i] = _mm512_load_ps(scratch.scales[block] + 16 * i);
-      quantize_weights<kHeads, kTerms>(plan, weights, scale, codes, factors);
-#pragma GCC unroll 8
-      for (int head = 0; head < kHeads; ++head) {
-        float* const center = scratch.center[first_head + head] + 16 * block;
-        const __m512 sums = _mm512_cvtepi32_ps(quad_sums<kHeads, kTerms>(codes, head));
-        const __m512 factor = _mm512_mask_blend_ps(0xFF00, _mm512_set1_ps(factors[head]),
-                                                   _mm512_set1_ps(factors[kLast + head]));
-        __m512 x = _mm512_fnmadd_ps(_mm512_mul_ps(sums, mid), factor, _mm512_load_ps(center));
-        if (format.has_centers()) {
-          for (int i = 0; i < 64; i += 16) {
-            x = _mm512_fmadd_ps(_mm512_load_ps(weights[head] + i),
-                                _mm512_load_ps(scratch.centers[block] + i), x);
-          }
-        }
-        _mm512_store_ps(center, x);
-      }
-    }
+    const int same = plan.value_blocks_share ? 0 : block;
+    const std::uint8_t(*codes)[64] = scratch.weight_codes + same * kVirtual;
     const std::byte* planes = readable_block<kBits>(format, page, block, scratch);
     float* const output = scratch.output + first_head * plan.output_stride + 64 * block;
-    depth_wise_pass<kBits, kHeads, kTerms, 0>(planes, codes, factors, output, plan.output_stride,
-                                              pacer);
-    if constexpr (pass_width(kHeads * kTerms) == 2) {
-      depth_wise_pass<kBits, kHeads, kTerms, 2>(planes, codes, factors, output, plan.output_stride,
-                                                pacer);
+    depth_wise_pass<kBits, kSplit, kHeads, 0>(planes, codes, factors[same], output,
+                                              plan.output_stride, pacer);
+    if constexpr (pass_width(kVirtual) == 2) {
+      depth_wise_pass<kBits, kSplit, kHeads, 2>(planes, codes, factors[same], output,
+                                                plan.output_stride, pacer);
     }
   }
 }
@@ -263,11 +209,10 @@ __attribute__((noinline)) void row_wise_block(const DecodePlan& plan, const std:
   const TensorFormat& format = plan.value_format;
   const int segment_quads = plan.value_segment_depth / 4;
   std::uint8_t(*codes)[64] = scratch.weight_codes;
-  constexpr int kParts = weight_parts(kTerms);
+  constexpr Split kSplit = kTerms == 1 ? Split::kHalves : Split::kWhole;
+  constexpr int kParts = parts_of(kSplit);
   alignas(64) float factors[kParts * kHeads];
-  const __m512 one = _mm512_set1_ps(1);
-  const __m512 no_scale[4] = {one, one, one, one};
-  quantize_weights<kHeads, kTerms>(plan, scratch.scores + first_head, no_scale, codes, factors);
+  quantize_weights<kSplit, kHeads>(plan, scratch.scores + first_head, nullptr, codes, factors);
   float sums[kDecodeMaxSegments / 4][kHeads];  // at most four depth groups in 64 tokens
   for (int head = 0; head < kHeads; ++head) {
     const __m512i quads = quad_sums<kHeads, kTerms>(codes, head);
@@ -298,13 +243,37 @@ __attribute__((noinline)) void row_wise_block(const DecodePlan& plan, const std:
   }
 }
 
-template <Bits kBits, int kHeads, int kTerms, bool kDepthWise>
+// Query heads of one block of them; kHalves stands for row-wise parameters.
+template <Bits kBits, Split kSplit, bool kDepthWise, int kHeads>
 KVQ_INLINE void value_block(const DecodePlan& plan, const std::byte* page, int first_head,
                             Pacer& pacer, DecodeScratch& scratch) {
   if constexpr (kDepthWise) {
-    depth_wise_block<kBits, kHeads, kTerms>(plan, page, first_head, pacer, scratch);
+    depth_wise_block<kBits, kSplit, kHeads>(plan, page, first_head, pacer, scratch);
   } else {
-    row_wise_block<kBits, kHeads, kTerms>(plan, page, first_head, pacer, scratch);
+    row_wise_block<kBits, kHeads, terms_of(kSplit)>(plan, page, first_head, pacer, scratch);
+  }
+}
+
+template <Bits kBits, Split kSplit, bool kDepthWise>
+void value_heads(const DecodePlan& plan, const std::byte* page, Prefetch prefetch,
+                 DecodeScratch& scratch) {
+  constexpr int kTerms = terms_of(kSplit);
+  Pacer pacer(prefetch,
+              total_passes(plan.heads, kTerms) * plan.value_format.blocks * pass_steps(kSplit));
+  for (int done = 0; done < plan.heads;) {
+    const int block = head_block(plan.heads - done, kTerms);
+    if (block == 8) {
+      if constexpr (kTerms == 1) {
+        value_block<kBits, kSplit, kDepthWise, 8>(plan, page, done, pacer, scratch);
+      }
+    } else if (block == 4) {
+      value_block<kBits, kSplit, kDepthWise, 4>(plan, page, done, pacer, scratch);
+    } else if (block == 2) {
+      value_block<kBits, kSplit, kDepthWise, 2>(plan, page, done, pacer, scratch);
+    } else {
+      value_block<kBits, kSplit, kDepthWise, 1>(plan, page, done, pacer, scratch);
+    }
+    done += block;
   }
 }
 
@@ -318,21 +287,14 @@ void values(const DecodePlan& plan, const std::byte* page, Prefetch prefetch,
   if (format.has_centers()) {
     pick_all(page + format.centers_offset, plan.value_picks, picks, nullptr, scratch.centers);
   }
-  Pacer pacer(prefetch, total_passes(plan.heads, kTerms) * format.blocks * 4);
-  for (int done = 0; done < plan.heads;) {
-    const int block = head_block(plan.heads - done, kTerms);
-    if (block == 8) {
-      if constexpr (kTerms == 1) {
-        value_block<kBits, 8, kTerms, kDepthWise>(plan, page, done, pacer, scratch);
-      }
-    } else if (block == 4) {
-      value_block<kBits, 4, kTerms, kDepthWise>(plan, page, done, pacer, scratch);
-    } else if (block == 2) {
-      value_block<kBits, 2, kTerms, kDepthWise>(plan, page, done, pacer, scratch);
-    } else {
-      value_block<kBits, 1, kTerms, kDepthWise>(plan, page, done, pacer, scratch);
-    }
-    done += block;
+  if constexpr (kTerms == 2) {
+    value_heads<kBits, Split::kWhole, kDepthWise>(plan, page, prefetch, scratch);
+  } else if constexpr (!kDepthWise) {
+    value_heads<kBits, Split::kHalves, kDepthWise>(plan, page, prefetch, scratch);
+  } else if (plan.key.order == RowOrder::kQuads) {
+    value_heads<kBits, Split::kTurns, kDepthWise>(plan, page, prefetch, scratch);
+  } else {
+    value_heads<kBits, Split::kGroups, kDepthWise>(plan, page, prefetch, scratch);
   }
 }
 
