@@ -66,7 +66,7 @@ TEST_F(PlanFile, EveryFormatSurvives) {
   widths.push_back(Bits::k16);
   for (const Bits bits : widths) {
     for (const char* options :
-         {"", ":channel", ":affine", ":minmax", ":none", ":g16:channel:affine"}) {
+         {"", ":channel", ":affine", ":minmax", ":none", ":affine:hqq", ":g16:channel:affine"}) {
       const std::string width(name(bits));
       const std::string tail = bits == Bits::k16 ? "" : options;
       Plan plan = example();
