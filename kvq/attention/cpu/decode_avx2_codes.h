@@ -7,9 +7,9 @@
 // decode_kernels.h.
 //
 //   codes      instructions per T and chunk (16 of 64 rows), loads left out
-//   1, 2 bits  1 shift, 2 and                        4 bits   1 shift, 2 and
-//   3 bits     1 permute, 6 shifts, 4 and, 2 or      8 bits   none
-//   5, 6 bits  1 permute, 4 shifts, 4 and, 2 or      ternary  none: unpacked to bytes beforehand
+//   1, 2 bits  1 shift, 2 and                       4 bits   1 shift, 2 and
+//   5, 6 bits  1 permute, 4 shifts, 4 and, 2 or     8 bits   none
+//   3 bits, ternary   none, but once a page 8 and 7
 #pragma once
 
 #include <immintrin.h>
@@ -27,6 +27,10 @@ namespace {
 KVQ_INLINE __m256i fill(int byte) { return _mm256_set1_epi8(static_cast<char>(byte)); }
 KVQ_INLINE __m256i load_packed(const std::byte* at) {
   return _mm256_load_si256(reinterpret_cast<const __m256i*>(at));
+}
+
+KVQ_INLINE void store_bytes(__m256i x, std::byte* at) {
+  _mm256_store_si256(reinterpret_cast<__m256i*>(at), x);
 }
 
 // Where a block's planes are read next.
@@ -118,19 +122,6 @@ struct Codes<Bits::k6> : QuadCodes {
   }
 };
 
-// Ternary codes are unpacked to bytes beforehand (unpack_ternary), [T][chunk][i][32]: five T share
-// a byte, so groups of depths may end inside a byte.
-template <>
-struct Codes<Bits::kTernary> : QuadCodes {
-  static constexpr int kLow = 8, kHigh = 0;
-
-  template <int kTurn>
-  static KVQ_INLINE void load(const PlaneCursor& at, int chunk, __m256i (&codes)[2]) {
-    codes[0] = load_packed(at.low + 64 * chunk);
-    codes[1] = load_packed(at.low + 64 * chunk + 32);
-  }
-};
-
 // Chunk: half (g >> 2), r. Registers: j & 1.
 template <>
 struct Codes<Bits::k2> {
@@ -147,32 +138,6 @@ struct Codes<Bits::k2> {
     const __m256i x = _mm256_srl_epi16(packed, _mm_cvtsi32_si128(4 * (chunk & 1)));
     codes[0] = _mm256_and_si256(x, fill(0x03));
     codes[1] = _mm256_and_si256(x, fill(0x0C));
-  }
-};
-
-// As 2 bits, with bit 2 from the 1-bit plane, whose word g is spread over the lanes 2 g + (j >> 1).
-template <>
-struct Codes<Bits::k3> {
-  static constexpr RowOrder kOrder = RowOrder::kPairs;
-  static constexpr std::int8_t kShift[2] = {0, 0};
-  static constexpr int kLow = 2, kHigh = 1;
-  static constexpr int slot(int chunk, int i) { return Codes<Bits::k2>::slot(chunk, i); }
-
-  template <int kTurn>
-  static KVQ_INLINE void load(const PlaneCursor& at, int chunk, __m256i (&codes)[2]) {
-    const __m128i by_row = _mm_cvtsi32_si128(4 * (chunk & 1));
-    const __m256i low =
-        _mm256_srl_epi16(load_packed(at.low + 32 * ((chunk >> 1) ^ (kTurn >> 1))), by_row);
-    const __m256i word = _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3);
-    const __m256i by_pair = _mm256_setr_epi32(0, 2, 0, 2, 0, 2, 0, 2);
-    const std::byte* const bits = at.high + 16 * (chunk >> 1);
-    const __m128i packed = _mm_load_si128(reinterpret_cast<const __m128i*>(bits));
-    const __m256i spread = _mm256_permutevar8x32_epi32(_mm256_castsi128_si256(packed), word);
-    const __m256i high = _mm256_srl_epi16(_mm256_srlv_epi32(spread, by_pair), by_row);
-    codes[0] = _mm256_or_si256(_mm256_and_si256(low, fill(0x03)),
-                               _mm256_and_si256(_mm256_slli_epi16(high, 2), fill(0x04)));
-    codes[1] = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(low, 2), fill(0x03)),
-                               _mm256_and_si256(_mm256_slli_epi16(high, 1), fill(0x04)));
   }
 };
 
@@ -195,6 +160,31 @@ struct Codes<Bits::k1> {
   }
 };
 
+// Codes that unpack_plain() has made bytes of, [T][chunk][i][32]: ternary, because five T share a
+// byte, so that groups of depths may end inside one; 3 bits, because all four chunks share most of
+// the work, which is more than several heads' products can hide.
+struct PlainBytes {
+  static constexpr int kLow = 8, kHigh = 0;
+
+  template <int kTurn>
+  static KVQ_INLINE void load(const PlaneCursor& at, int chunk, __m256i (&codes)[2]) {
+    codes[0] = load_packed(at.low + 64 * chunk);
+    codes[1] = load_packed(at.low + 64 * chunk + 32);
+  }
+};
+template <>
+struct Codes<Bits::kTernary> : QuadCodes, PlainBytes {};
+// Rows as at 2 bits.
+template <>
+struct Codes<Bits::k3> : PlainBytes {
+  static constexpr RowOrder kOrder = RowOrder::kPairs;
+  static constexpr std::int8_t kShift[2] = {0, 0};
+  static constexpr int slot(int chunk, int i) {
+    return 16 * (2 * (chunk & 1) + i) + 8 * (chunk >> 1);
+  }
+};
+constexpr bool unpacked_first(Bits bits) { return bits == Bits::kTernary || bits == Bits::k3; }
+
 // Shifts of the four accumulators of 16 slots, for HalfPageKernel.
 template <typename Source, typename Kernel>
 void describe(Kernel& kernel) {
@@ -210,7 +200,7 @@ KVQ_INLINE void unpack_trits(__m256i v, std::byte* out) {
     const __m256i one = fill(1);
     const __m256i digit = _mm256_add_epi8(_mm256_min_epu8(_mm256_subs_epu8(v, fill(85)), one),
                                           _mm256_min_epu8(_mm256_subs_epu8(v, fill(170)), one));
-    _mm256_store_si256(reinterpret_cast<__m256i*>(out + 256 * k), digit);
+    store_bytes(digit, out + 256 * k);
     v = _mm256_add_epi8(v, _mm256_add_epi8(v, v));
   }
 }
@@ -229,10 +219,47 @@ inline void unpack_ternary(const std::byte* planes, int quads, std::byte* out) {
     for (int chunk = 0; chunk < 4; ++chunk) {
       const __m256i fields =
           (quad & 2) != 0 ? pairs_to_quads<2>(packed, chunk) : pairs_to_quads<0>(packed, chunk);
-      __m256i* const row = reinterpret_cast<__m256i*>(out + 256 * quad + 64 * chunk);
-      _mm256_store_si256(row, _mm256_and_si256(fields, fill(3)));
-      _mm256_store_si256(row + 1, _mm256_and_si256(_mm256_srli_epi16(fields, 4), fill(3)));
+      std::byte* const row = out + 256 * quad + 64 * chunk;
+      store_bytes(_mm256_and_si256(fields, fill(3)), row);
+      store_bytes(_mm256_and_si256(_mm256_srli_epi16(fields, 4), fill(3)), row + 32);
     }
+  }
+}
+
+// A 3-bit block as bytes: bits 0, 1 from the 2-bit plane, bit 2 from the 1-bit plane, whose word g
+// is spread over the lanes 2 g + (j >> 1). Both rows r of a byte are joined at once.
+inline void unpack_three(const std::byte* planes, int quads, std::byte* out) {
+  const __m256i word = _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3);
+  const __m256i by_pair = _mm256_setr_epi32(0, 2, 0, 2, 0, 2, 0, 2);
+  const std::byte* const high_plane = planes + 64 * quads;
+  for (int quad = 0; quad < quads; ++quad) {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const __m256i low = load_packed(planes + 64 * quad + 32 * (half ^ ((quad >> 1) & 1)));
+      const __m128i bits =
+          _mm_load_si128(reinterpret_cast<const __m128i*>(high_plane + 32 * quad + 16 * half));
+      const __m256i high = _mm256_srlv_epi32(
+          _mm256_permutevar8x32_epi32(_mm256_castsi128_si256(bits), word), by_pair);
+      const __m256i even =
+          _mm256_or_si256(_mm256_and_si256(low, fill(0x33)),
+                          _mm256_and_si256(_mm256_slli_epi16(high, 2), fill(0x44)));
+      const __m256i odd = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(low, 2), fill(0x33)),
+                                          _mm256_and_si256(_mm256_slli_epi16(high, 1), fill(0x44)));
+      std::byte* const rows = out + 256 * quad + 128 * half;
+      store_bytes(_mm256_and_si256(even, fill(7)), rows);
+      store_bytes(_mm256_and_si256(odd, fill(7)), rows + 32);
+      store_bytes(_mm256_and_si256(_mm256_srli_epi16(even, 4), fill(7)), rows + 64);
+      store_bytes(_mm256_and_si256(_mm256_srli_epi16(odd, 4), fill(7)), rows + 96);
+    }
+  }
+}
+
+template <Bits kBits>
+void unpack_plain(const std::byte* planes, int quads, std::byte* out) {
+  if constexpr (kBits == Bits::kTernary) {
+    unpack_ternary(planes, quads, out);
+  } else {
+    unpack_three(planes, quads, out);
   }
 }
 

@@ -28,24 +28,22 @@ KVQ_INLINE void prefetch_line(const std::byte* address) {
   asm volatile("prefetcht0 %0" : : "m"(*reinterpret_cast<const char*>(address)));
 }
 
-// Hands out prefetches evenly over `steps` calls of step().
+// Hands out prefetches evenly over `steps` (1 or more) calls of step().
 class Pacer {
  public:
   KVQ_INLINE Pacer(Prefetch prefetch, int steps) : at_(prefetch.at), end_(prefetch.end) {
+    if (steps < 1) __builtin_unreachable();
     const int lines = static_cast<int>((prefetch.end - prefetch.at) / 64);
-    per_step_ = (static_cast<std::int64_t>(lines) << 16) / steps + 1;
+    lines_per_step_ = (lines + steps - 1) / steps;
   }
   KVQ_INLINE void step() {
-    due_ += per_step_;
-    for (; due_ >= kOne && at_ < end_; due_ -= kOne, at_ += 64) prefetch_line(at_);
+    for (int i = 0; i < lines_per_step_ && at_ < end_; ++i, at_ += 64) prefetch_line(at_);
   }
 
  private:
-  static constexpr std::int64_t kOne = 1 << 16;  // one line, in the units of due_
   const std::byte* at_;
   const std::byte* end_;
-  std::int64_t per_step_;
-  std::int64_t due_ = 0;
+  int lines_per_step_;
 };
 
 // Heads of the next pass over the planes when `left` are left, and passes for all `heads`.
@@ -152,6 +150,7 @@ KVQ_INLINE void dot(PlaneCursor block, int chunk, const std::byte* operand, int 
       __m256i sum[kHeads][2];
       for (auto& head : sum) head[0] = head[1] = _mm256_set1_epi16(kStart);
       const int end = first + 8 < quads ? first + 8 : quads;
+#pragma GCC unroll 2
       for (int quad = first; quad < end; quad += 4) {
         pacer.step();
         dot_four<Source, kOperand>(block, chunk, operand, stride, sum);

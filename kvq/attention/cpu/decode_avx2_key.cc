@@ -7,8 +7,8 @@
 //
 // q is int16, exact to 1/32767 of its largest element (where two terms are asked for or codes are
 // wider than 4 bits), or int8. A head's quantized row has kRowBytes whichever it is.
-// Cost for head_dim 128, 4 query heads, words: 2048 VPMADDWD = 1024 cycles a page at least, about
-// 1250 with 4-bit codes.
+// Cost for head_dim 128, 4 query heads, 4-bit codes as words: 2048 VPMADDWD = 1024 cycles a page at
+// least; measured 1500 for the products, 300 for the rest.
 #include "kvq/attention/cpu/decode_avx2_dot.h"
 #include "kvq/attention/cpu/decode_avx2_kernels.h"
 
@@ -161,11 +161,11 @@ void add_row_centers(const DecodePlan& plan, const DecodeQuery& query, DecodeScr
   }
 }
 
-// The planes as the kernel reads them: ternary codes are unpacked to bytes first.
+// The planes as the kernel reads them.
 template <Bits kBits>
 const std::byte* readable_planes(const std::byte* planes, int quads, DecodeScratch& scratch) {
-  if constexpr (kBits == Bits::kTernary) {
-    unpack_ternary(planes, quads, scratch.plain_codes);
+  if constexpr (unpacked_first(kBits)) {
+    unpack_plain<kBits>(planes, quads, scratch.plain_codes);
     return scratch.plain_codes;
   }
   return planes;

@@ -8,8 +8,8 @@
 // Codes of at most 4 bits take uint8 weights, scaled by the largest of each half page; wider codes
 // int16 weights, scaled by the largest of the page. A head's quantized weights have kRowBytes
 // whichever they are.
-// Cost for head_dim 128, 4 query heads, bytes: 1024 VPMADDUBSW = 512 cycles a page at least, about
-// 700 with 2-bit codes; quantization about 150 a head.
+// Cost for head_dim 128, 4 query heads, 2-bit codes: 1024 VPMADDUBSW = 512 cycles a page at least;
+// measured 750 for the products, 400 for quantization, 350 for adding to the output.
 #include "kvq/attention/cpu/decode_avx2_dot.h"
 #include "kvq/attention/cpu/decode_avx2_kernels.h"
 
@@ -49,10 +49,6 @@ KVQ_INLINE void pack_bytes(const __m256i (&x)[8], const DecodePlan& plan, __m256
   }
 }
 
-KVQ_INLINE void store_codes(__m256i x, std::byte* out) {
-  _mm256_store_si256(reinterpret_cast<__m256i*>(out), x);
-}
-
 // The same for [0, 32767], to the words of Operand::kWords.
 KVQ_INLINE void store_words(const __m256i (&x)[8], const DecodePlan& plan, std::byte* out) {
   __m256i rest[8];
@@ -73,8 +69,8 @@ KVQ_INLINE void store_words(const __m256i (&x)[8], const DecodePlan& plan, std::
   for (int half = 0; half < 2; ++half) {
     const __m256i first = _mm256_shuffle_epi8(_mm256_unpacklo_epi8(low[half], high[half]), order);
     const __m256i second = _mm256_shuffle_epi8(_mm256_unpackhi_epi8(low[half], high[half]), order);
-    store_codes(_mm256_permute2x128_si256(first, second, 0x20), out + 64 * half);
-    store_codes(_mm256_permute2x128_si256(first, second, 0x31), out + 64 * half + 32);
+    store_bytes(_mm256_permute2x128_si256(first, second, 0x20), out + 64 * half);
+    store_bytes(_mm256_permute2x128_si256(first, second, 0x31), out + 64 * half + 32);
   }
 }
 
@@ -134,8 +130,8 @@ KVQ_INLINE void quantize_weights(const DecodePlan& plan, const float* weights, c
   } else {
     __m256i bytes[2];
     pack_bytes(q, plan, bytes);
-    store_codes(bytes[0], codes);
-    store_codes(bytes[1], codes + 32);
+    store_bytes(bytes[0], codes);
+    store_bytes(bytes[1], codes + 32);
   }
 }
 
@@ -171,7 +167,8 @@ template <int kHeads>
 struct Weights {
   const std::byte* codes;  // [heads][kRowBytes]
   float factors[kHeads][2];
-  float* output[kHeads];  // [64] of the block
+  float* output;  // [heads], 64 floats of the block each, output_stride floats apart
+  int output_stride;
 };
 
 template <Bits kBits, int kHeads>
@@ -190,9 +187,10 @@ KVQ_INLINE void depth_wise_pass(const std::byte* block, const Weights<kHeads>& w
 #pragma GCC unroll 4
       for (int head = 0; head < kHeads; ++head) {
         const __m256 factor = _mm256_set1_ps(weights.factors[head][part]);
+        float* const output = weights.output + head * weights.output_stride;
 #pragma GCC unroll 2
         for (int i = 0; i < 2; ++i) {
-          float* const at = weights.output[head] + Source::slot(chunk, i);
+          float* const at = output + Source::slot(chunk, i);
           const __m256 result = _mm256_cvtepi32_ps(accumulator[head][i]);
           _mm256_store_ps(at, _mm256_fmadd_ps(result, factor, _mm256_load_ps(at)));
         }
@@ -228,11 +226,11 @@ __attribute__((noinline)) void depth_wise_block(const DecodePlan& plan, const st
   std::byte* const codes = reinterpret_cast<std::byte*>(scratch.weight_codes[0]);
   Weights<kHeads> weights;
   weights.codes = codes;
+  weights.output_stride = plan.output_stride;
   for (int block = 0; block < format.blocks; ++block) {
-#pragma GCC unroll 4
+    weights.output = scratch.output + first_head * plan.output_stride + 64 * block;
     for (int head = 0; head < kHeads; ++head) {
       const int h = first_head + head;
-      weights.output[head] = scratch.output + h * plan.output_stride + 64 * block;
       if (block > 0 && plan.value_blocks_share) continue;
       quantize_weights<kOperand>(plan, scratch.scores[h], scratch.scales[block],
                                  codes + head * kRowBytes, weights.factors[head]);
@@ -276,7 +274,7 @@ KVQ_INLINE void row_wise_pass(PlaneCursor planes, int first_token, int quads,
         if (segment.centers != nullptr) {
           x = _mm256_fmadd_ps(_mm256_load_ps(segment.centers + slot), sum, x);
         }
-        float* const at = weights.output[head] + slot;
+        float* const at = weights.output + head * weights.output_stride + slot;
         _mm256_store_ps(at, _mm256_fmadd_ps(x, factor, _mm256_load_ps(at)));
       }
     }
@@ -293,6 +291,7 @@ __attribute__((noinline)) void row_wise_block(const DecodePlan& plan, const std:
   std::byte* const codes = reinterpret_cast<std::byte*>(scratch.weight_codes[0]);
   Weights<kHeads> weights;
   weights.codes = codes;
+  weights.output_stride = plan.output_stride;
   float sums[kPageTokens / 16][kHeads];
   for (int head = 0; head < kHeads; ++head) {
     quantize_weights<kOperand>(plan, scratch.scores[first_head + head], nullptr,
@@ -303,9 +302,7 @@ __attribute__((noinline)) void row_wise_block(const DecodePlan& plan, const std:
     }
   }
   for (int block = 0; block < format.blocks; ++block) {
-    for (int head = 0; head < kHeads; ++head) {
-      weights.output[head] = scratch.output + (first_head + head) * plan.output_stride + 64 * block;
-    }
+    weights.output = scratch.output + first_head * plan.output_stride + 64 * block;
     for (int segment = 0; segment < plan.value_segments; ++segment) {
       const int pick = block * plan.value_segments + segment;
       const RowSegment part{scratch.scales[pick],
@@ -340,10 +337,11 @@ void values(const DecodePlan& plan, const std::byte* page, Prefetch prefetch,
   }
   const std::byte* planes = page + format.planes_offset;
   int block_bytes = static_cast<int>(format.block_bytes);
-  if constexpr (kBits == Bits::kTernary) {
+  if constexpr (unpacked_first(kBits)) {
     constexpr int kPlainBytes = kBlockRows * kPageTokens;
     for (int block = 0; block < format.blocks; ++block) {
-      unpack_ternary(planes + block * block_bytes, 16, scratch.plain_codes + block * kPlainBytes);
+      unpack_plain<kBits>(planes + block * block_bytes, 16,
+                          scratch.plain_codes + block * kPlainBytes);
     }
     planes = scratch.plain_codes;
     block_bytes = kPlainBytes;
