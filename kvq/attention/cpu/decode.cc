@@ -74,8 +74,8 @@ std::size_t query_bytes(const DecodePlan& plan) {
   const std::size_t heads = static_cast<std::size_t>(plan.heads);
   const std::size_t segments = heads * static_cast<std::size_t>(plan.key_segments);
   return 2 * Arena::rounded(heads * plan.output_stride * sizeof(float)) +
-         Arena::rounded(2 * heads * kQueryCodeStride) +
-         Arena::rounded(heads * sizeof(float)) + 2 * Arena::rounded(segments * sizeof(float));
+         Arena::rounded(2 * heads * kQueryCodeStride) + Arena::rounded(heads * sizeof(float)) +
+         2 * Arena::rounded(segments * sizeof(float));
 }
 
 void reset(const DecodePlan& plan, DecodeScratch& scratch) {
@@ -231,6 +231,8 @@ void Decoder::State::run_pages(const Stream& stream, int index, DecodeScratch& s
   };
   const int centers = center_count(plan);
   const std::size_t key_bytes = plan.key_format.bytes;
+  // Nobody fetched the first page ahead: at least ask for all of it at once.
+  for (std::size_t at = 0; at < plan.page_bytes; at += 64) __builtin_prefetch(page_at(first) + at);
   reset(plan, scratch);
   for (std::int64_t i = first; i < end; ++i) {
     const std::byte* const page = page_at(i);

@@ -29,6 +29,10 @@ struct KeyJob {
 // Two terms of 4 heads take turns in one set of 16 accumulators: sum of the high terms, times 256,
 // plus the low terms. Fewer heads need both sets at once to hide the latency of VPDPBUSD.
 constexpr bool chains_terms(int heads, int terms) { return terms == 2 && heads == 4; }
+// Sets of accumulators of one head.
+constexpr int accumulator_sets(int heads, int terms) {
+  return chains_terms(heads, terms) ? 1 : terms;
+}
 
 // Adds the dot products of one depth group to accumulators that hold nothing, and its bias.
 //   codes  [virtual heads][kQueryCodeStride] at the group's first depth
@@ -64,8 +68,8 @@ KVQ_INLINE void key_dot(const PlaneCursor& planes, const std::byte* codes, int q
 template <Bits kBits, int kHeads, int kTerms, int kFirst>
 KVQ_INLINE void key_pass(const KeyJob& job, Pacer& pacer) {
   using Source = Codes<kBits, true>;
-  constexpr bool kChained = chains_terms(kHeads, kTerms);
-  constexpr int kVirtual = kChained ? kHeads : kHeads * kTerms;
+  constexpr int kSets = accumulator_sets(kHeads, kTerms);
+  constexpr int kVirtual = kHeads * kSets;
   constexpr int kCount = pass_width(kVirtual);
   float(*const scores)[64] = job.scores;
   for (int segment = 0; segment < job.segments; ++segment) {
@@ -84,7 +88,7 @@ KVQ_INLINE void key_pass(const KeyJob& job, Pacer& pacer) {
       for (int head = 0; head < kHeads; ++head) {
         float* const at = scores[head] + 16 * (kFirst + i);
         const __m512 before = segment == 0 ? _mm512_setzero_ps() : _mm512_load_ps(at);
-        const __m512 sum = total < kChained ? 1 : kTerms, kHeads > (accumulator, head, i);
+        const __m512 sum = total<kSets, kHeads>(accumulator, head, i);
         _mm512_store_ps(at, _mm512_fmadd_ps(sum, scale, before));
       }
     }
@@ -93,7 +97,7 @@ KVQ_INLINE void key_pass(const KeyJob& job, Pacer& pacer) {
 
 template <Bits kBits, int kHeads, int kTerms>
 __attribute__((noinline)) void key_block(const KeyJob& job, Pacer& pacer) {
-  constexpr int kVirtual = chains_terms(kHeads, kTerms) ? kHeads : kHeads * kTerms;
+  constexpr int kVirtual = kHeads * accumulator_sets(kHeads, kTerms);
   key_pass<kBits, kHeads, kTerms, 0>(job, pacer);
   if constexpr (pass_width(kVirtual) == 2) key_pass<kBits, kHeads, kTerms, 2>(job, pacer);
 }

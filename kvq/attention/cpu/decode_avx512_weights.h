@@ -135,7 +135,7 @@ KVQ_INLINE void quantize_heads(const DecodePlan& plan, const float (*weights)[64
 template <Split kSplit, int kHeads>
 KVQ_INLINE void quantize_weights(const DecodePlan& plan, const float (*weights)[64],
                                  const float* scales, std::uint8_t (*codes)[64], float* factors) {
-  constexpr int kTogether = kHeads < 4 ? kHeads : 4;
+  constexpr int kTogether = (kHeads - 1) % 4 + 1;  // at most four
 #pragma GCC unroll 2
   for (int head = 0; head < kHeads; head += kTogether) {
     quantize_heads<kSplit, kTogether, kHeads>(plan, weights + head, scales, codes + head,
