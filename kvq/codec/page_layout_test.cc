@@ -8,18 +8,10 @@
 #include <string>
 #include <vector>
 
-#include "kvq/codec/pack.h"
+#include "kvq/codec/test_pages.h"
 
 namespace kvq {
 namespace {
-
-// Output `index` of splitmix64 started at `seed`.
-std::uint64_t draw(std::uint64_t seed, std::uint64_t index) {
-  std::uint64_t z = seed + (index + 1) * 0x9e3779b97f4a7c15U;
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9U;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebU;
-  return z ^ (z >> 31);
-}
 
 std::string fnv1a(const std::byte* begin, const std::byte* end) {
   std::uint64_t value = 0xcbf29ce484222325U;
@@ -40,7 +32,7 @@ struct DrawnTensor {
 std::vector<Half> draw_halves(std::uint64_t seed, int count) {
   std::vector<Half> result;
   for (int i = 0; i < count; ++i) {
-    auto bits = static_cast<std::uint16_t>(draw(seed, static_cast<std::uint64_t>(i)));
+    auto bits = static_cast<std::uint16_t>(splitmix64(seed, static_cast<std::uint64_t>(i)));
     if ((bits & 0x7c00U) == 0x7c00U) bits ^= 0x4000U;
     result.push_back({bits});
   }
@@ -56,8 +48,8 @@ DrawnTensor draw_tensor(const TensorFormat& format, std::uint64_t seed) {
   for (int token = 0; token < kPageTokens; ++token) {
     for (int channel = 0; channel < head_dim; ++channel) {
       const int at = token * head_dim + channel;
-      const auto code =
-          static_cast<std::uint8_t>(draw(seed, static_cast<std::uint64_t>(at)) % levels_of_code);
+      const auto code = static_cast<std::uint8_t>(splitmix64(seed, static_cast<std::uint64_t>(at)) %
+                                                  levels_of_code);
       tensor.codes[at] = code;
       const int row = format.is_key ? token : channel;
       const int depth = format.is_key ? channel : token;

@@ -1,6 +1,7 @@
 // Rows of many kinds, and pages made of them. For tests only.
 #pragma once
 
+#include <cstdint>
 #include <random>
 #include <string>
 #include <vector>
@@ -8,6 +9,14 @@
 #include "kvq/codec/pack.h"
 
 namespace kvq {
+
+// Output `index` of splitmix64 started at `seed`.
+inline std::uint64_t splitmix64(std::uint64_t seed, std::uint64_t index) {
+  std::uint64_t z = seed + (index + 1) * 0x9e3779b97f4a7c15U;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9U;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebU;
+  return z ^ (z >> 31);
+}
 
 using Rows = std::vector<float>;  // [64 tokens, head_dim]
 
