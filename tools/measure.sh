@@ -18,6 +18,15 @@ mapfile -t options < <(formats \
   k4:none,v2:none k4:minmax,v2:minmax \
   k2v2 k2:g32,v2:g32 k2:affine,v2:affine k2:channel:affine:none,v2:affine:none \
   k2:none,v2:none k2:minmax,v2:minmax)
+# Every fit of affine parameters: per token without rotation, with it, and on KIVI's axes and groups.
+mapfile -t fits < <(
+  for format in k4:affine:none:FIT,v4:affine:none:FIT k2:affine:none:FIT,v2:affine:none:FIT \
+    k2:affine:FIT,v2:affine:FIT k2:g32:channel:affine:none:FIT,v2:g32:affine:none:FIT; do
+    formats "${format//FIT/minmax}" "${format//FIT/mse}" "${format//FIT/hqq}"
+  done)
+# KIVI at 4 and 2 bits, beside what takes as much room.
+mapfile -t kivi < <(formats k4:g32:channel:affine:minmax:none,v4:g32:affine:minmax:none k4v4 \
+  k2:g32:channel:affine:minmax:none,v2:g32:affine:minmax:none k3v2 k2:g32:affine,v2:g32:affine k2v2)
 mapfile -t kernel_formats < <(formats k16v16 k8v8 k6v6 k5v5 k4v4 k4v2 k3v3 k2v2 k1.58v1.58 k1v1 \
   k4:affine,v2:affine k4:channel:affine:none,v2:affine:none k4:g32,v2:g32 k4:g16,v2:g16 \
   k4:g32:channel:none,v2:none k4:none,v4:channel:none)
@@ -31,6 +40,13 @@ if wanted accuracy; then
 fi
 if wanted options; then
   tools/record.py options $kvq eval --windows 16 "${tasks[@]}" "${options[@]}" --threads $threads
+fi
+if wanted fits; then
+  tools/record.py fits $kvq eval --windows 16 "${tasks[@]}" "${fits[@]}" --threads $threads
+fi
+if wanted kivi; then
+  tools/record.py kivi $kvq eval --windows 16 "${tasks[@]}" "${kivi[@]}" --window 64 --sinks 0 \
+    --threads $threads
 fi
 if wanted wiki && [ -n "${KVQ_SHARED:-}" ]; then
   tools/record.py wiki $kvq eval --text "$KVQ_SHARED/data/text/wiki-heldout.txt" --windows 64 \

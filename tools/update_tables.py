@@ -122,6 +122,14 @@ def accuracy_options(results):
     return quality_table(results, "options")
 
 
+def accuracy_fits(results):
+    return quality_table(results, "fits")
+
+
+def accuracy_kivi(results):
+    return quality_table(results, "kivi")
+
+
 def accuracy_wiki(results):
     return quality_table(results, "wiki")
 
@@ -180,8 +188,8 @@ def support(results):
 
 
 FIGURES = {function.__name__: function for function in (
-    headline, overview, accuracy_widths, accuracy_options, accuracy_wiki, speed_attention,
-    speed_append, speed_generate, speed_peers, support)}
+    headline, overview, accuracy_widths, accuracy_options, accuracy_fits, accuracy_kivi, accuracy_wiki,
+    speed_attention, speed_append, speed_generate, speed_peers, support)}
 
 
 def rewrite(text, results, page):
