@@ -22,6 +22,8 @@ inline constexpr int kInterrupted = 130;
 Command add_info(CLI::App& root);
 Command add_generate(CLI::App& root);
 Command add_eval(CLI::App& root);
+Command add_analyze(CLI::App& root);
+Command add_report(CLI::App& root);
 Command add_bench_append(CLI::App& bench);
 Command add_bench_attention(CLI::App& bench);
 Command add_bench_eval(CLI::App& bench);

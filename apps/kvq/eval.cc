@@ -13,7 +13,6 @@
 namespace kvq {
 namespace {
 
-constexpr int kWindowTokens = 1024;
 constexpr int kDefaultWindows = 8;
 
 struct EvalOptions {
@@ -34,19 +33,6 @@ struct EvalOptions {
   }
 };
 
-Result<std::vector<TokenWindow>> read_windows(const EvalOptions& options, LoadedModel& model) {
-  const WindowOptions window{.count = options.window_count(),
-                             .tokens = std::min(kWindowTokens, model.engine.config().context)};
-  if (window.count == 0) return std::vector<TokenWindow>{};
-  if (options.text_file.empty()) {
-    return write_windows(model.engine, model.tokenizer, window, options.seed, options.cache.pool());
-  }
-  KVQ_ASSIGN_OR_RETURN(const std::string text, read_file(options.text_file));
-  auto windows = cut_windows(model.tokenizer, text, window);
-  if (!windows) return fail("{}: {}", options.text_file, windows.error().message);
-  return windows;
-}
-
 Result<EvaluationInput> read_input(const EvalOptions& options, LoadedModel& model) {
   EvaluationInput input;
   if (options.free_running) input.task_mode = TaskMode::kGenerate;
@@ -59,7 +45,10 @@ Result<EvaluationInput> read_input(const EvalOptions& options, LoadedModel& mode
     }
     input.tasks.push_back(std::move(task));
   }
-  KVQ_ASSIGN_OR_RETURN(input.windows, read_windows(options, model));
+  if (const int count = options.window_count(); count > 0) {
+    KVQ_ASSIGN_OR_RETURN(input.windows, read_windows(model, options.text_file, count, options.seed,
+                                                     options.cache.pool()));
+  }
   return input;
 }
 

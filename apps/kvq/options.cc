@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "apps/kvq/demo_model.h"
+#include "kvq/base/file.h"
 #include "kvq/codec/spec.h"
 #include "kvq/model/checkpoint.h"
 
@@ -145,6 +146,18 @@ Result<LoadedModel> load_model(const ModelOptions& model, const MachineOptions& 
   KVQ_ASSIGN_OR_RETURN(Tokenizer tokenizer, Tokenizer::open(directory));
   KVQ_ASSIGN_OR_RETURN(Engine engine, Engine::load(directory, options));
   return LoadedModel{std::move(engine), std::move(tokenizer)};
+}
+
+Result<std::vector<TokenWindow>> read_windows(LoadedModel& model, const std::string& file,
+                                              int count, std::uint64_t seed,
+                                              const std::shared_ptr<PagePool>& pool) {
+  const WindowOptions window{.count = count,
+                             .tokens = std::min(kWindowTokens, model.engine.config().context)};
+  if (file.empty()) return write_windows(model.engine, model.tokenizer, window, seed, pool);
+  KVQ_ASSIGN_OR_RETURN(const std::string text, read_file(file));
+  auto windows = cut_windows(model.tokenizer, text, window);
+  if (!windows) return fail("{}: {}", file, windows.error().message);
+  return windows;
 }
 
 Result<std::shared_ptr<const CacheSpec>> make_cache_spec(const Engine& engine,

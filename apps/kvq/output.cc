@@ -12,14 +12,7 @@
 
 namespace kvq {
 
-void JsonOption::add(CLI::App& app) {
-  app.add_option("--json", path,
-                 "Also write the result as JSON; - writes it to stdout and the tables to stderr")
-      ->type_name("FILE");
-}
-
-Status JsonOption::check() const {
-  if (path.empty() || path == "-") return {};
+Status check_writable(const std::string& path) {
   const std::filesystem::path file(path);
   const std::filesystem::path folder = file.has_parent_path() ? file.parent_path() : ".";
   std::error_code error;
@@ -31,6 +24,16 @@ Status JsonOption::check() const {
     return fail("{}: cannot write: no permission to write to {}", path, folder.string());
   }
   return {};
+}
+
+void JsonOption::add(CLI::App& app) {
+  app.add_option("--json", path,
+                 "Also write the result as JSON; - writes it to stdout and the tables to stderr")
+      ->type_name("FILE");
+}
+
+Status JsonOption::check() const {
+  return path.empty() || path == "-" ? Status{} : check_writable(path);
 }
 
 Status JsonOption::write(const nlohmann::ordered_json& value) const {

@@ -14,6 +14,9 @@
 
 namespace kvq {
 
+// Whether write_file() can write there, asked before a long run.
+Status check_writable(const std::string& path);
+
 // --json FILE
 struct JsonOption {
   std::string path;  // empty = none, "-" = stdout
@@ -21,7 +24,7 @@ struct JsonOption {
   void add(CLI::App& app);
   // Where tables go: stderr if the JSON goes to stdout.
   std::FILE* tables() const { return path == "-" ? stderr : stdout; }
-  // Fails where write() is bound to, so that a long run is not lost at its end.
+  // Fails where write() is bound to.
   Status check() const;
   Status write(const nlohmann::ordered_json& value) const;
 };
