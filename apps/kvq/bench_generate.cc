@@ -3,6 +3,7 @@
 #include <random>
 
 #include "apps/kvq/command.h"
+#include "apps/kvq/formats.h"
 #include "apps/kvq/options.h"
 #include "apps/kvq/output.h"
 #include "apps/kvq/samples.h"
@@ -118,14 +119,14 @@ Result<int> run_bench_generate(const BenchGenerateOptions& options) {
                 options.new_tokens, context);
   }
   std::vector<FormatSpeed> formats;
-  for (const LayerSpec& layer :
-       options.cache.layer_specs({"k16v16", "k8v8", "k4v4", "k4v2", "k2v2"})) {
+  KVQ_ASSIGN_OR_RETURN(const std::filesystem::path directory, options.model.find());
+  KVQ_ASSIGN_OR_RETURN(auto named, cache_formats(options.cache, engine.config(), directory,
+                                                 {"k16v16", "k8v8", "k4v4", "k4v2", "k2v2"}));
+  for (CacheFormat& cache : named) {
     FormatSpeed format;
-    format.name = to_string(layer);
-    KVQ_ASSIGN_OR_RETURN(format.spec, make_cache_spec(engine, layer, options.cache));
-    KVQ_ASSIGN_OR_RETURN(const PageFormat page,
-                         PageFormat::create(layer, engine.config().head_dim));
-    format.kernel = engine.kernel_name(page, /*decode=*/true);
+    format.name = std::move(cache.name);
+    format.spec = std::move(cache.spec);
+    format.kernel = kernel_names(engine, *format.spec, /*decode=*/true);
     formats.push_back(std::move(format));
   }
   KVQ_RETURN_IF_ERROR(measure(options, engine, formats));
@@ -143,6 +144,7 @@ Command add_bench_generate(CLI::App& bench) {
   auto options = std::make_shared<BenchGenerateOptions>();
   options->model.add(*app);
   options->cache.add(*app, /*several=*/true);
+  options->cache.add_plan(*app, /*several=*/true);
   app->add_option("--prompt-tokens", options->prompt_tokens, "Tokens of each prompt [1024]")
       ->type_name("N")
       ->check(CLI::Range(1, 1 << 24));

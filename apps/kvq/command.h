@@ -21,6 +21,8 @@ inline constexpr int kInterrupted = 130;
 
 Command add_info(CLI::App& root);
 Command add_generate(CLI::App& root);
+Command add_norms(CLI::App& root);
+Command add_plan(CLI::App& root);
 Command add_eval(CLI::App& root);
 Command add_analyze(CLI::App& root);
 Command add_report(CLI::App& root);

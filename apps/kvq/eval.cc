@@ -6,6 +6,7 @@
 #include <set>
 
 #include "apps/kvq/command.h"
+#include "apps/kvq/formats.h"
 #include "apps/kvq/options.h"
 #include "apps/kvq/output.h"
 #include "kvq/base/file.h"
@@ -79,7 +80,7 @@ Table make_table(const Evaluation& evaluation, const EvaluationInput& input) {
 }
 
 void print_input(std::FILE* out, const EvalOptions& options, const EvaluationInput& input,
-                 const Evaluation& evaluation, int context) {
+                 const Evaluation& evaluation, const CacheSpec& cache, int context) {
   if (evaluation.reference_nll) {
     fmt::print(out, "text   {}: {} windows of {} tokens, perplexity in 16 bits {:.3f}\n",
                options.text_file.empty()
@@ -94,11 +95,11 @@ void print_input(std::FILE* out, const EvalOptions& options, const EvaluationInp
                options.free_running ? ", free running" : "");
   }
   fmt::print(out, "cache  at {} tokens, of which the first {} and the newest {} in 16 bits\n\n",
-             with_commas(std::int64_t{context}), options.cache.sinks, options.cache.window);
+             with_commas(std::int64_t{context}), cache.sinks, cache.window);
 }
 
 nlohmann::ordered_json to_json(const Evaluation& evaluation, const EvalOptions& options,
-                               const EvaluationInput& input) {
+                               const EvaluationInput& input, const CacheSpec& cache) {
   nlohmann::ordered_json formats = nlohmann::ordered_json::array();
   for (const FormatResult& format : evaluation.formats) {
     nlohmann::ordered_json entry = {{"name", format.name},
@@ -120,8 +121,8 @@ nlohmann::ordered_json to_json(const Evaluation& evaluation, const EvalOptions& 
     formats.push_back(std::move(entry));
   }
   nlohmann::ordered_json result = {{"model", options.model.label()},
-                                   {"sinks", options.cache.sinks},
-                                   {"window", options.cache.window},
+                                   {"sinks", cache.sinks},
+                                   {"window", cache.window},
                                    {"text", nullptr},
                                    {"formats", std::move(formats)}};
   if (evaluation.reference_nll) {
@@ -138,17 +139,20 @@ Result<int> run_eval(const EvalOptions& options) {
   KVQ_RETURN_IF_ERROR(options.json.check());
   KVQ_ASSIGN_OR_RETURN(LoadedModel model, load_model(options.model, options.machine));
   std::vector<NamedSpec> formats;
-  for (const LayerSpec& layer : options.cache.layer_specs({kDefaultSpec})) {
-    KVQ_ASSIGN_OR_RETURN(auto spec, make_cache_spec(model.engine, layer, options.cache));
-    formats.push_back({to_string(layer), std::move(spec)});
+  KVQ_ASSIGN_OR_RETURN(const std::filesystem::path directory, options.model.find());
+  KVQ_ASSIGN_OR_RETURN(
+      auto named, cache_formats(options.cache, model.engine.config(), directory, {kDefaultSpec}));
+  for (CacheFormat& format : named) {
+    formats.push_back({std::move(format.name), std::move(format.spec)});
   }
+  const CacheSpec& first = *formats.front().spec;
   KVQ_ASSIGN_OR_RETURN(const EvaluationInput input, read_input(options, model));
   KVQ_ASSIGN_OR_RETURN(const Evaluation evaluation,
                        evaluate(model.engine, formats, input, options.cache.pool()));
   std::FILE* out = options.json.tables();
-  print_input(out, options, input, evaluation, model.engine.config().context);
+  print_input(out, options, input, evaluation, first, model.engine.config().context);
   make_table(evaluation, input).print(out);
-  KVQ_RETURN_IF_ERROR(options.json.write(to_json(evaluation, options, input)));
+  KVQ_RETURN_IF_ERROR(options.json.write(to_json(evaluation, options, input, first)));
   return 0;
 }
 
@@ -171,6 +175,7 @@ Command add_eval(CLI::App& root) {
   auto options = std::make_shared<EvalOptions>();
   options->model.add(*app);
   options->cache.add(*app, /*several=*/true);
+  options->cache.add_plan(*app, /*several=*/true);
   app->add_option("--text", options->text_file,
                   "Text to measure perplexity and KL on [sampled from the model itself]")
       ->type_name("FILE");

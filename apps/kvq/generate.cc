@@ -3,6 +3,7 @@
 #include <csignal>
 
 #include "apps/kvq/command.h"
+#include "apps/kvq/formats.h"
 #include "apps/kvq/options.h"
 #include "apps/kvq/output.h"
 #include "kvq/base/file.h"
@@ -70,6 +71,7 @@ double rate(std::int64_t tokens, double seconds) {
 struct Summary {
   const Generation& generation;
   const CacheSpec& spec;
+  std::string format;
   std::string kernel;
   std::string compute;
   int threads;
@@ -103,8 +105,7 @@ struct Summary {
          {"cache", cache_text()},
          {"format", fmt::format("{}, {:.3f} bits a packed number; the first {} and the newest {} "
                                 "tokens in 16 bits",
-                                to_string(spec.layers.front()), effective_bits(spec), spec.sinks,
-                                spec.window)},
+                                format, effective_bits(spec), spec.sinks, spec.window)},
          {"kernel", fmt::format("{}, {} thread{}, weights in {}", kernel, threads,
                                 threads == 1 ? "" : "s", compute)}});
   }
@@ -121,7 +122,7 @@ struct Summary {
             {"cache_bytes_16bit", bytes_16bit()},
             {"effective_bits", effective_bits(spec)},
             {"kernel", kernel},
-            {"format", to_string(spec.layers.front())},
+            {"format", format},
             {"interrupted", interrupted.load()}};
   }
 };
@@ -149,9 +150,11 @@ Result<int> run_generate(GenerateCommand& command) {
   KVQ_RETURN_IF_ERROR(command.json.check());
   KVQ_ASSIGN_OR_RETURN(const std::vector<std::string> prompts, read_prompts(command));
   KVQ_ASSIGN_OR_RETURN(LoadedModel model, load_model(command.model, command.machine));
-  const LayerSpec layer = command.cache.layer_specs({kDefaultSpec}).front();
-  KVQ_ASSIGN_OR_RETURN(const auto spec, make_cache_spec(model.engine, layer, command.cache));
-  KVQ_ASSIGN_OR_RETURN(const PageFormat format, PageFormat::create(layer, spec->head_dim));
+  KVQ_ASSIGN_OR_RETURN(const std::filesystem::path directory, command.model.find());
+  KVQ_ASSIGN_OR_RETURN(
+      const std::vector<CacheFormat> formats,
+      cache_formats(command.cache, model.engine.config(), directory, {kDefaultSpec}));
+  const auto& [format, spec] = formats.front();
   std::vector<std::vector<int>> tokens;
   for (const std::string& prompt : prompts) {
     KVQ_ASSIGN_OR_RETURN(std::vector<int> ids, model.tokenizer.encode(prompt, true));
@@ -174,8 +177,12 @@ Result<int> run_generate(GenerateCommand& command) {
   else
     print_texts(out, prompts, texts);
   std::fflush(out);
-  const Summary summary{generation, *spec, model.engine.kernel_name(format, /*decode=*/true),
-                        model.engine.compute_name(), model.engine.threads().size()};
+  const Summary summary{generation,
+                        *spec,
+                        format,
+                        kernel_names(model.engine, *spec, /*decode=*/true),
+                        model.engine.compute_name(),
+                        model.engine.threads().size()};
   fmt::print(stderr, "\n");
   if (interrupted) fmt::print(stderr, "interrupted\n");
   summary.print();
@@ -234,6 +241,7 @@ Command add_generate(CLI::App& root) {
   add_prompts(*app, *command);
   add_sampling(*app, *command);
   command->cache.add(*app, /*several=*/false);
+  command->cache.add_plan(*app, /*several=*/false);
   command->cache.add_memory(*app, "Memory for the cache; a run that needs more fails [no limit]");
   command->machine.add_prefill(*app);
   command->machine.add_threads(*app);

@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "apps/kvq/command.h"
+#include "apps/kvq/formats.h"
 #include "apps/kvq/options.h"
 #include "apps/kvq/output.h"
 #include "kvq/model/checkpoint.h"
@@ -39,15 +40,6 @@ std::int64_t longest_context(const CacheSpec& spec, std::int64_t batch, std::int
   return fits;
 }
 
-Result<CacheSpec> spec_of(const ModelConfig& config, const LayerSpec& layer,
-                          const CacheOptions& options) {
-  CacheSpec spec = CacheSpec::uniform(layer, config.layers, config.kv_heads, config.head_dim);
-  spec.sinks = options.sinks;
-  spec.window = options.window;
-  KVQ_RETURN_IF_ERROR(validate(spec));
-  return spec;
-}
-
 struct Weights {
   std::int64_t parameters = 0;
   std::int64_t bytes = 0;
@@ -68,6 +60,8 @@ Result<int> run_info(const InfoOptions& options) {
   KVQ_ASSIGN_OR_RETURN(const std::filesystem::path directory, options.model.find());
   KVQ_ASSIGN_OR_RETURN(const ModelConfig config, read_config(directory));
   KVQ_ASSIGN_OR_RETURN(const Weights weights, count_weights(directory));
+  KVQ_ASSIGN_OR_RETURN(const std::vector<CacheFormat> formats,
+                       cache_formats(options.cache, config, directory, kCommonSpecs));
   const auto memory = static_cast<std::int64_t>(options.cache.memory);
 
   Table table({"format", "bits a number", "bytes a token",
@@ -75,9 +69,9 @@ Result<int> run_info(const InfoOptions& options) {
                fmt::format("tokens in {}", human_bytes(memory))});
   nlohmann::ordered_json bytes;
   nlohmann::ordered_json longest;
-  for (const LayerSpec& layer : options.cache.layer_specs(kCommonSpecs)) {
-    KVQ_ASSIGN_OR_RETURN(const CacheSpec spec, spec_of(config, layer, options.cache));
-    const std::string format = to_string(layer);
+  for (const CacheFormat& named : formats) {
+    const CacheSpec& spec = *named.spec;
+    const std::string& format = named.name;
     const std::int64_t tokens = longest_context(spec, options.batch, memory);
     table.add({format, fmt::format("{:.3f}", effective_bits(spec)),
                with_commas(bytes_per_token(spec)), human_bytes(cache_bytes(spec, config.context)),
@@ -97,8 +91,9 @@ Result<int> run_info(const InfoOptions& options) {
             {"head dim", std::to_string(config.head_dim)},
             {"context", fmt::format("{} tokens", with_commas(std::int64_t{config.context}))},
             {"vocabulary", with_commas(std::int64_t{config.vocabulary})}});
+  const CacheSpec& first = *formats.front().spec;
   fmt::print(out, "\nKV cache, batch {}; the first {} and the newest {} tokens stay in 16 bits\n",
-             options.batch, options.cache.sinks, options.cache.window);
+             options.batch, first.sinks, first.window);
   table.print(out);
   KVQ_RETURN_IF_ERROR(options.json.write({{"model", options.model.label()},
                                           {"architecture", config.model_type},
@@ -109,8 +104,8 @@ Result<int> run_info(const InfoOptions& options) {
                                           {"query_heads", config.query_heads},
                                           {"context", config.context},
                                           {"vocabulary", config.vocabulary},
-                                          {"sinks", options.cache.sinks},
-                                          {"window", options.cache.window},
+                                          {"sinks", first.sinks},
+                                          {"window", first.window},
                                           {"batch", options.batch},
                                           {"memory", memory},
                                           {"bytes_per_token", bytes},
@@ -126,6 +121,7 @@ Command add_info(CLI::App& root) {
   options->cache.memory = std::uint64_t{2} << 30;
   options->model.add(*app);
   options->cache.add(*app, /*several=*/true);
+  options->cache.add_plan(*app, /*several=*/true);
   options->cache.add_memory(*app,
                             "Memory for the cache that the longest context has to fit [2GiB]");
   app->add_option("--batch", options->batch, "Sequences that share the memory [1]")

@@ -99,13 +99,25 @@ void CacheOptions::add_spec(CLI::App& app, bool several) {
   if (!several) option->expected(1)->multi_option_policy(CLI::MultiOptionPolicy::Throw);
 }
 
+void CacheOptions::add_plan(CLI::App& app, bool several) {
+  CLI::Option* option = app.add_option(
+      "--plan", plans,
+      fmt::format("A plan that kvq plan made{}, instead of one format for all layers",
+                  several ? " (repeatable)" : ""));
+  option->type_name("FILE")->allow_extra_args(false);
+  if (several) return;
+  option->expected(1)->multi_option_policy(CLI::MultiOptionPolicy::Throw);
+  option->excludes(app.get_option("--kv"));
+}
+
 void CacheOptions::add_exact_rows(CLI::App& app) {
-  app.add_option("--window", window, "Newest tokens kept in 16 bits, a multiple of 64 [64]")
-      ->type_name("TOKENS")
-      ->check(CLI::Validator(check_window, ""));
-  app.add_option("--sinks", sinks, "First tokens kept in 16 bits [4]")
-      ->type_name("TOKENS")
-      ->check(CLI::Range(0, 4096));
+  window_option =
+      app.add_option("--window", window, "Newest tokens kept in 16 bits, a multiple of 64 [64]")
+          ->type_name("TOKENS")
+          ->check(CLI::Validator(check_window, ""));
+  sinks_option = app.add_option("--sinks", sinks, "First tokens kept in 16 bits [4]")
+                     ->type_name("TOKENS")
+                     ->check(CLI::Range(0, 4096));
 }
 
 void CacheOptions::add_memory(CLI::App& app, const std::string& text) {

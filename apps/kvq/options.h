@@ -48,16 +48,20 @@ struct MachineOptions {
   Result<EngineOptions> engine_options() const;
 };
 
-// --kv, --window, --sinks, --memory
+// --kv, --plan, --window, --sinks, --memory
 struct CacheOptions {
   std::vector<std::string> specs;
+  std::vector<std::string> plans;  // files
   int window = 64;
   int sinks = 4;
   std::uint64_t memory = 0;  // bytes; 0 = no limit
+  const CLI::Option* window_option = nullptr;
+  const CLI::Option* sinks_option = nullptr;
 
   // `several`: --kv may be repeated.
   void add(CLI::App& app, bool several);
   void add_spec(CLI::App& app, bool several);
+  void add_plan(CLI::App& app, bool several);
   void add_exact_rows(CLI::App& app);
   void add_memory(CLI::App& app, const std::string& text);
 

@@ -111,7 +111,7 @@ Result<GreedyPlan> choose_widths(const CostTable& table, double budget) {
   double used = tensors * least;
   const double total = tensors * budget;
   if (!(used <= total + kEpsilon)) {
-    return fail("budget: expected at least {} bits, the narrowest widths, found {}", least, budget);
+    return fail("expected at least {} bits, the narrowest widths, found {}", least, budget);
   }
   while (used + kEpsilon < total) {
     const auto tensor = best_width_step(table, choice, used, total);
@@ -128,7 +128,7 @@ Result<GreedyPlan> choose_groups(const CostTable& table, double budget) {
   const auto tensors = static_cast<double>(table.tensors.size());
   const double largest = 1 / edge_average(table, inverse_group, /*last=*/true);
   if (!(budget > 0 && budget <= largest + kEpsilon)) {
-    return fail("group budget: expected at most {}, the largest groups, found {}", largest, budget);
+    return fail("expected at most {}, the largest groups, found {}", largest, budget);
   }
   for (const auto& candidates : table.tensors) {
     if (!(candidates[0].cost > 0))

@@ -52,7 +52,7 @@ TEST(Greedy, WidthsByHand) {
 TEST(Greedy, WidthBudgetsThatCannotBeMet) {
   const NormTable norms = norms_of({8, 4}, {2, 1});
   expect_error(plan_widths(norms, {Bits::k2, Bits::k4}, 1.5),
-               "budget: expected at least 2 bits, the narrowest widths, found 1.5");
+               "expected at least 2 bits, the narrowest widths, found 1.5");
   expect_error(plan_widths(norms, {Bits::k2}, std::nan("")), "found nan");
   const auto above = plan_widths(norms, {Bits::k2, Bits::k4}, 9);
   ASSERT_TRUE(above);
@@ -81,8 +81,8 @@ TEST(Greedy, GroupsByHand) {
   // 96 is as far from 64 as from 128: both begin at 64 and the first grows. From 128 neither could
   // shrink again.
   EXPECT_EQ(plan_groups(norms_of({1}, {1}), {64, 128}, 96)->choice, (std::vector{1, 0}));
-  expect_error(plan_groups(norms, {32, 64}, 65), "group budget: expected at most 64");
-  expect_error(plan_groups(norms, {32, 64}, 0), "group budget: expected at most 64");
+  expect_error(plan_groups(norms, {32, 64}, 65), "expected at most 64");
+  expect_error(plan_groups(norms, {32, 64}, 0), "expected at most 64");
   EXPECT_DOUBLE_EQ(plan_groups(norms, {32, 64}, 8)->average, 32);
 }
 

@@ -3,8 +3,8 @@ import unittest
 
 from harness import CommandTest
 
-COMMANDS = ["info", "generate", "eval", "analyze", "report", "bench append", "bench attention", "bench eval",
-            "bench generate"]
+COMMANDS = ["info", "generate", "eval", "norms", "plan", "analyze", "report", "bench append",
+            "bench attention", "bench eval", "bench generate"]
 
 
 class Help(CommandTest):
