@@ -52,6 +52,23 @@ if wanted wiki && [ -n "${KVQ_SHARED:-}" ]; then
   tools/record.py wiki $kvq eval --text "$KVQ_SHARED/data/text/wiki-heldout.txt" --windows 64 \
     "${widths[@]}" --threads $threads
 fi
+if wanted plans && [ -n "${KVQ_SHARED:-}" ]; then
+  # Stored bits a number; the published method counts codes alone, its format adds 0.25.
+  plans=()
+  mkdir -p build/plans
+  for bits in 1.75 2.0 2.25 2.5 3.0 3.5; do
+    $kvq plan --budget $bits --calibration "$KVQ_SHARED/data/text/wikitext2-raw-test.txt" \
+      --threads $threads -o build/plans/sensitivity_$bits.json
+    $kvq plan --budget $bits --threads $threads -o build/plans/own-text_$bits.json
+    $kvq plan --method norm --budget "$(awk "BEGIN { print $bits - 0.25 }")" -o build/plans/norm_$bits.json
+    for method in norm sensitivity own-text; do plans+=(--plan build/plans/${method}_$bits.json); done
+  done
+  mapfile -t uniform < <(formats k2v1 k2:g128,v1.58:g128 k3v1 k2v2 k3:g128,v1.58:g128 k3v2 \
+    k4:g128,v1.58:g128 k4v2 k3v3)
+  tools/record.py plans $kvq eval --text "$KVQ_SHARED/data/text/wiki-heldout.txt" --windows 64 \
+    --tasks models/demo-llama/tasks/recall.jsonl --tasks models/demo-llama/tasks/arith.jsonl \
+    "${uniform[@]}" "${plans[@]}" --threads $threads
+fi
 if wanted generate; then
   tools/record.py generate $kvq bench generate --prompt-tokens 1500 --new-tokens 256 --rounds 7 \
     "${speed_formats[@]}" --threads $threads

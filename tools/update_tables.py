@@ -46,8 +46,10 @@ class Results:
 
 
 def short_command(command):
-    """The command with its list of formats as one `--kv ...`."""
-    return re.sub(r"(--kv \S+ ?)+", "--kv ... ", command).strip()
+    """The command with its lists of formats as one `--kv ...` and one `--plan ...`."""
+    for option in ("--kv", "--plan"):
+        command = re.sub(rf"({option} \S+ ?)+", f"{option} ... ", command)
+    return command.strip()
 
 
 def table(header, rows):
@@ -134,6 +136,35 @@ def accuracy_wiki(results):
     return quality_table(results, "wiki")
 
 
+def plans(results):
+    """Each budget's best uniform format beside its plans."""
+    entries = results.formats("plans")
+    planned = {}
+    for name, entry in entries.items():
+        match = re.fullmatch(r".*/([\w-]+)_([\d.]+)\.json", name)
+        if match:
+            planned.setdefault(float(match[2]), {})[match[1]] = entry
+    uniform = {name: entry for name, entry in entries.items() if not name.endswith(".json")}
+    tasks = task_names(entries)
+    rows = []
+
+    def add(label, bits, entry):
+        rows.append([label, bits, f"{entry['effective_bits']:.3f}", f"{entry['kl']:.5f}"]
+                    + [percent(entry["tasks"][name]["accuracy"], 2) for name in tasks])
+
+    labels = {"norm": "norm", "sensitivity": "**sensitivity**", "own-text": "sensitivity, own text"}
+    for budget, methods in sorted(planned.items()):
+        fitting = {n: e for n, e in uniform.items() if e["effective_bits"] <= budget + 1e-9}
+        if fitting:
+            best = min(fitting, key=lambda name: fitting[name]["kl"])
+            add(f"uniform `{best}`", f"{budget:g}", fitting[best])
+        for method, label in labels.items():
+            if method in methods:
+                add(label, f"{budget:g}", methods[method])
+    header = ["plan", "budget", "bits a number", "KL to 16 bits"] + [f"{name} exact" for name in tasks]
+    return table(header, rows) + "\n" + results.provenance("plans")
+
+
 def speed_attention(results):
     run = results.record("attention")["result"]
     plain = results.formats("attention")["k16v16"]["seconds"]
@@ -189,7 +220,7 @@ def support(results):
 
 FIGURES = {function.__name__: function for function in (
     headline, overview, accuracy_widths, accuracy_options, accuracy_fits, accuracy_kivi, accuracy_wiki,
-    speed_attention, speed_append, speed_generate, speed_peers, support)}
+    plans, speed_attention, speed_append, speed_generate, speed_peers, support)}
 
 
 def rewrite(text, results, page):

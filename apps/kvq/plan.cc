@@ -9,6 +9,7 @@
 #include "apps/kvq/norms.h"
 #include "apps/kvq/output.h"
 #include "apps/kvq/plan_lists.h"
+#include "apps/kvq/plan_sensitivity.h"
 #include "kvq/cache/view.h"
 #include "kvq/plan/greedy.h"
 #include "kvq/plan/optimal.h"
@@ -26,17 +27,21 @@ struct PlanOptions {
   CacheOptions cache;  // --kv: what the plan does not choose
   JsonOption json;
   NormOption norm;
-  std::string method = "norm";
-  double budget = 0;        // code bits; 0 = not given
+  SensitivityChoice sensitivity;
+  std::string method;       // empty on the command line: as resolve_method() says
+  double budget = 0;        // stored bits (sensitivity) or code bits (norm); 0 = not given
   double group_budget = 0;  // numbers of a group; 0 = not given
   std::int64_t tokens = 0;
   std::int64_t batch = 1;
   std::string widths = "1,2,3,4,5,6,8";
   std::string groups = "16,32,64,128,256";
+  bool lists_widths = false;  // --bits was given
+  bool lists_groups = false;  // --groups was given
   std::string norms_file;
   std::string output;
 
   LayerSpec base() const { return cache.layer_specs({kDefaultSpec}).front(); }
+  bool by_norms() const { return method == "norm"; }
 };
 
 void warn(const std::string& text) { fmt::print(stderr, "warning: {}\n", text); }
@@ -174,14 +179,21 @@ double average_code_bits(const std::vector<LayerSpec>& layers) {
   return sum / (2 * static_cast<double>(layers.size()));
 }
 
-void print(std::FILE* out, const Plan& plan, const NormTable& norms) {
-  Table table({"layer", "W_K", "W_V", "keys", "values", "bits a number"});
+// `norms`: null where the plan was made without.
+void print(std::FILE* out, const Plan& plan, const NormTable* norms) {
+  std::vector<std::string> header = {"layer", "keys", "values", "bits a number"};
+  if (norms != nullptr) header.insert(header.begin() + 1, {"W_K", "W_V"});
+  Table table(std::move(header));
   for (std::size_t layer = 0; layer < plan.layers.size(); ++layer) {
     const LayerSpec& spec = plan.layers[layer];
-    table.add({std::to_string(layer), fmt::format("{:.3f}", norms.keys[layer]),
-               fmt::format("{:.3f}", norms.values[layer]), to_string(spec.key, true),
-               to_string(spec.value, false),
-               fmt::format("{:.3f}", effective_bits({spec}, plan.model.head_dim))});
+    std::vector<std::string> row = {
+        std::to_string(layer), to_string(spec.key, true), to_string(spec.value, false),
+        fmt::format("{:.3f}", effective_bits({spec}, plan.model.head_dim))};
+    if (norms != nullptr) {
+      row.insert(row.begin() + 1, {fmt::format("{:.3f}", norms->keys[layer]),
+                                   fmt::format("{:.3f}", norms->values[layer])});
+    }
+    table.add(std::move(row));
   }
   table.print(out);
   fmt::print(
@@ -190,23 +202,73 @@ void print(std::FILE* out, const Plan& plan, const NormTable& norms) {
       average_code_bits(plan.layers), plan.effective_bits);
 }
 
+// Fills in the plan's model and layers, and tells what they were chosen by.
+Status choose_by_norms(const PlanOptions& options, Plan& plan) {
+  KVQ_ASSIGN_OR_RETURN(const NormTable norms, find_norms(options));
+  plan.model = norms.model;
+  KVQ_ASSIGN_OR_RETURN(plan.layers, plan_by_norms(options, norms));
+  plan.effective_bits = effective_bits(plan.layers, plan.model.head_dim);
+  print(options.json.tables(), plan, &norms);
+  return {};
+}
+
+Status choose_by_sensitivity(const PlanOptions& options, Plan& plan) {
+  CandidateOptions candidates;
+  if (options.lists_widths) {
+    KVQ_ASSIGN_OR_RETURN(candidates.bits, parse_widths(options.widths));
+  }
+  if (options.lists_groups) {
+    KVQ_ASSIGN_OR_RETURN(candidates.groups, parse_groups(options.groups));
+  }
+  const PageBudget budget = [&](const PlanModel& model) -> Result<std::int64_t> {
+    if (options.budget <= 0) return page_budget(options, model);
+    return budget_bytes(options.budget, model.layers, model.kv_heads, model.head_dim);
+  };
+  KVQ_ASSIGN_OR_RETURN(SensitivityPlan found,
+                       plan_by_sensitivity(options.model, options.machine, options.cache,
+                                           options.sensitivity, candidates, budget));
+  plan.model = std::move(found.model);
+  plan.layers = std::move(found.layers);
+  plan.effective_bits = effective_bits(plan.layers, plan.model.head_dim);
+  print(options.json.tables(), plan, nullptr);
+  fmt::print(options.json.tables(), "KL to 16 bits {:.5f} on {}\n", found.divergence, found.text);
+  return {};
+}
+
 Result<int> run_plan(const PlanOptions& options) {
   KVQ_RETURN_IF_ERROR(options.json.check());
   KVQ_RETURN_IF_ERROR(JsonOption{options.output}.check());
-  KVQ_ASSIGN_OR_RETURN(const NormTable norms, find_norms(options));
   Plan plan;
-  plan.model = norms.model;
   plan.method = options.method;
   plan.budget = options.budget;
   plan.sinks = options.cache.sinks;
   plan.window = options.cache.window;
-  KVQ_ASSIGN_OR_RETURN(plan.layers, plan_by_norms(options, norms));
-  plan.effective_bits = effective_bits(plan.layers, plan.model.head_dim);
+  KVQ_RETURN_IF_ERROR(options.by_norms() ? choose_by_norms(options, plan)
+                                         : choose_by_sensitivity(options, plan));
   KVQ_RETURN_IF_ERROR(validate(plan));
-  print(options.json.tables(), plan, norms);
   if (!options.output.empty()) KVQ_RETURN_IF_ERROR(write_plan(plan, options.output));
   KVQ_RETURN_IF_ERROR(options.json.write(nlohmann::ordered_json::parse(to_json(plan))));
   return 0;
+}
+
+// Whatever names norms or the published planner's group budget asks for its method.
+void resolve_method(PlanOptions& options, const CLI::App& app) {
+  for (const char* option : {"--norm", "--norms", "--group-budget", "--kv"}) {
+    if (app.count(option) == 0) continue;
+    if (options.method == "sensitivity") {
+      throw CLI::ValidationError(option, "goes with --method norm");
+    }
+    options.method = "norm";
+  }
+  for (const char* option :
+       {"--sensitivity", "--calibration", "--windows", "--copies", "--rounds", "--seed"}) {
+    if (app.count(option) > 0 && options.by_norms()) {
+      throw CLI::ValidationError(option, "goes with --method sensitivity");
+    }
+  }
+  if (options.method.empty()) options.method = "sensitivity";
+  options.lists_widths = app.count("--bits") > 0;
+  options.lists_groups = app.count("--groups") > 0;
 }
 
 // What the options mean together.
@@ -225,7 +287,7 @@ void check(const PlanOptions& options, const CLI::App& app) {
   if (memory != (options.tokens > 0)) {
     throw CLI::ValidationError("plan", "--memory and --tokens need each other");
   }
-  if (app.count("--groups") > 0 && options.group_budget <= 0) {
+  if (options.lists_groups && options.by_norms() && options.group_budget <= 0) {
     throw CLI::ValidationError("--groups", "needs --group-budget");
   }
   if (app.count("--bits") > 0 && options.budget <= 0 && !memory) {
@@ -235,7 +297,8 @@ void check(const PlanOptions& options, const CLI::App& app) {
 
 void add_budgets(CLI::App& app, PlanOptions& options) {
   app.add_option("--budget", options.budget,
-                 "Average code bits of a number, as the KVQ paper counts")
+                 "Bits of a number: stored ones, scales and padding included; with --method norm "
+                 "those of codes alone, as the KVQ paper counts")
       ->type_name("BITS")
       ->check(CLI::Range(0.01, 16.0));
   app.add_option("--group-budget", options.group_budget, "Average numbers that share a scale")
@@ -249,11 +312,12 @@ void add_budgets(CLI::App& app, PlanOptions& options) {
       ->type_name("N")
       ->check(CLI::Range(1, 1 << 20));
   app.add_option("--bits", options.widths,
-                 fmt::format("Widths to choose from [{}]", options.widths))
+                 fmt::format("Widths to choose from [all; {} for norm]", options.widths))
       ->type_name("LIST")
       ->check(list_check(parse_widths));
-  app.add_option("--groups", options.groups,
-                 fmt::format("Group sizes to choose from [{}]", options.groups))
+  app.add_option(
+         "--groups", options.groups,
+         fmt::format("Group sizes to choose from [64,128,256; {} for norm]", options.groups))
       ->type_name("LIST")
       ->check(list_check(parse_groups));
 }
@@ -265,9 +329,13 @@ Command add_plan(CLI::App& root) {
   auto options = std::make_shared<PlanOptions>();
   options->model.add(*app);
   add_budgets(*app, *options);
-  app->add_option("--method", options->method, "What a tensor's sensitivity is taken from [norm]")
-      ->type_name("norm")
-      ->check(CLI::IsMember({"norm"}));
+  app->add_option(
+         "--method", options->method,
+         "What decides: each format's measured effect on the model (sensitivity), or norms "
+         "of the weights, as published (norm) [sensitivity]")
+      ->type_name("sensitivity|norm")
+      ->check(CLI::IsMember({"sensitivity", "norm"}));
+  options->sensitivity.add(*app);
   options->norm.add(*app);
   app->add_option("--norms", options->norms_file,
                   "A table of norms that kvq norms wrote; needs no model")
@@ -277,13 +345,19 @@ Command add_plan(CLI::App& root) {
   app->add_option("-o,--output", options->output, "Write the plan")->type_name("FILE");
   options->machine.add_threads(*app);
   options->json.add(*app);
-  app->parse_complete_callback([options, app] { check(*options, *app); });
-  app->footer(
-      fmt::format("The plan chooses widths (--budget, --memory) and group sizes\n"
-                  "(--group-budget); all else is as --kv says (default {}). With --budget\n"
-                  "and --group-budget it is the KVQ paper's; --memory counts stored bytes and\n"
-                  "takes the plan of least error within them.",
-                  kDefaultSpec));
+  app->parse_complete_callback([options, app] {
+    resolve_method(*options, *app);
+    check(*options, *app);
+  });
+  app->footer(fmt::format(
+      "A sensitivity plan chooses everything about each layer's keys and values: width,\n"
+      "axis, group, parameters and rotation. It tries them on text (--calibration) and\n"
+      "takes the ones of least effect that fit --budget or --memory.\n"
+      "With --method norm, which --norm, --norms, --group-budget and --kv imply, the plan\n"
+      "chooses widths (--budget, --memory) and group sizes (--group-budget); all else is as\n"
+      "--kv says (default {}). With --budget and --group-budget it is the KVQ paper's;\n"
+      "--memory counts stored bytes and takes the plan of least error within them.",
+      kDefaultSpec));
   return {app, [options] { return run_plan(*options); }};
 }
 

@@ -55,13 +55,13 @@ class Norms(CommandTest):
                         else (SOURCE / "models/demo-llama/config.json").read_bytes())
                 self.fail_matching(rf"{path}: key projection of layer 2: {message}", "norms", path)
                 self.fail_matching(rf"{path}: key projection of layer 2: {message}", "plan", path,
-                                   "--budget", 3)
+                                   "--method", "norm", "--budget", 3)
 
 
 class PlanCommand(CommandTest):
     def plan(self, *arguments, name="plan.json"):
         path = self.folder / name
-        self.succeed("plan", *arguments, "-o", path)
+        self.succeed("plan", "--method", "norm", *arguments, "-o", path)
         return path, json.loads(path.read_text())
 
     def test_plan_runs(self):
@@ -161,7 +161,8 @@ class PlanCommand(CommandTest):
                 (("--budget", 2, "--bits", "2,2"), "--bits: 2 is repeated in '2,2'"),
                 (("--group-budget", 64, "--groups", "64,100"),
                  "--groups: expected a list of 16, 32, 64, 128, 256, found '100' in '64,100'"),
-                (("--budget", 2, "--groups", "64"), "--groups: needs --group-budget"),
+                (("--method", "norm", "--budget", 2, "--groups", "64"),
+                 "--groups: needs --group-budget"),
                 (("--group-budget", 64, "--bits", "2"), "--bits: needs --budget or --memory"),
                 (("--memory", "1MiB"), "plan: --memory and --tokens need each other"),
                 (("--budget", 2, "--memory", "1MiB", "--tokens", 9),
@@ -173,13 +174,13 @@ class PlanCommand(CommandTest):
         table = self.write("norms.json", json.dumps({"w_k": [3, 2], "w_v": [1, 1]}))
         model = SOURCE / "models/demo-llama"
         self.fail_with(f"{table}: w_k: expected 8 norms, one for each layer of the model, found 2",
-                       "plan", model, "--norms", table, "--budget", 3)
+                       "plan", model, "--norms", table, "--method", "norm", "--budget", 3)
         table.write_text(json.dumps({"identity": "0" * 16, "w_k": [1] * 8, "w_v": [1] * 8}))
         self.fail_matching(rf"{table}: identity: expected [0-9a-f]{{16}}, the model's, found 0{{16}}",
-                           "plan", model, "--norms", table, "--budget", 3)
+                           "plan", model, "--norms", table, "--method", "norm", "--budget", 3)
         table.write_text(json.dumps({"w_k": [3, 0], "w_v": [1, 1]}))
         self.fail_with(f"{table}: w_k[1]: expected a positive number, found 0", "plan", "--norms",
-                       table, "--budget", 3)
+                       table, "--method", "norm", "--budget", 3)
 
     def test_edited_plans(self):
         path, plan = self.plan("--budget", 2.5, "--norm", "spectral")
