@@ -351,12 +351,13 @@ Command add_plan(CLI::App& root) {
   });
   app->footer(fmt::format(
       "A sensitivity plan chooses everything about each layer's keys and values: width,\n"
-      "axis, group, parameters and rotation. It tries them on text (--calibration) and\n"
-      "takes the ones of least effect that fit --budget or --memory.\n"
-      "With --method norm, which --norm, --norms, --group-budget and --kv imply, the plan\n"
-      "chooses widths (--budget, --memory) and group sizes (--group-budget); all else is as\n"
-      "--kv says (default {}). With --budget and --group-budget it is the KVQ paper's;\n"
-      "--memory counts stored bytes and takes the plan of least error within them.",
+      "axis, group, parameters and rotation. It tries them on text (--calibration)\n"
+      "and takes the ones of least effect that fit --budget or --memory.\n"
+      "With --method norm, which --norm, --norms, --group-budget and --kv imply, the\n"
+      "plan chooses widths (--budget, --memory) and group sizes (--group-budget); all\n"
+      "else is as --kv says (default {}). With --budget and --group-budget it is the\n"
+      "KVQ paper's; --memory counts stored bytes and takes the plan of least error\n"
+      "within them.",
       kDefaultSpec));
   return {app, [options] { return run_plan(*options); }};
 }
