@@ -86,6 +86,7 @@ TensorActivations summarize(const std::vector<const GramMatrix*>& grams,
   result.root_mean_square = range_of(sizes);
   for (std::size_t i = 0; i < spectra.front().size(); ++i) {
     std::vector<double> values;
+    values.reserve(spectra.size());
     for (const auto& spectrum : spectra) values.push_back(spectrum[i]);
     result.spectrum.push_back(range_of(values));
   }
