@@ -34,6 +34,7 @@ Result<RefinedPlan> refine_plan(Engine& engine, std::span<const TokenWindow> win
   KVQ_ASSIGN_OR_RETURN(std::vector<int> choice,
                        choose_pages(table, budget_bytes, config.kv_heads, config.head_dim));
   std::vector<FormatChange> releases;
+  releases.reserve(static_cast<std::size_t>(2) * config.layers);
   for (int tensor = 0; tensor < 2 * config.layers; ++tensor) releases.push_back({tensor, {}});
   RefinedPlan best;
   std::vector<std::vector<int>> met;
