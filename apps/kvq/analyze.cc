@@ -8,6 +8,8 @@
 #include "kvq/analysis/activations.h"
 #include "kvq/analysis/format_grid.h"
 #include "kvq/analysis/norms.h"
+#include "kvq/analysis/plan_curve.h"
+#include "kvq/analysis/sensitivity.h"
 #include "kvq/base/file.h"
 #include "kvq/eval/evaluate.h"
 #include "kvq/report/document.h"
@@ -18,7 +20,12 @@ namespace kvq {
 namespace {
 
 constexpr int kDefaultWindows = 4;
+constexpr int kDefaultSensitivityWindows = 2;
 constexpr std::array kWidths = {Bits::k2, Bits::k3, Bits::k4, Bits::k5, Bits::k6, Bits::k8};
+constexpr std::array kSensitivityWidths = {Bits::k1, Bits::k2, Bits::k3, Bits::k4,
+                                           Bits::k5, Bits::k6, Bits::k8};
+// Mean code bits of the plans that are compared.
+constexpr std::array kPlanBits = {1.5, 2.0, 2.5, 3.0, 4.0};
 constexpr std::array kWidthNumbers = {2.0, 3.0, 4.0, 5.0, 6.0, 8.0};
 
 struct AnalyzeOptions {
@@ -29,6 +36,7 @@ struct AnalyzeOptions {
   std::string output;
   std::string text_file;
   int windows = kDefaultWindows;
+  int sensitivity_windows = kDefaultSensitivityWindows;
   std::uint64_t seed = 0;
 
   LayerSpec base() const { return cache.layer_specs({kDefaultSpec}).front(); }
@@ -43,7 +51,7 @@ std::string command_line(const AnalyzeOptions& options) {
   if (!options.model.model.empty()) command += " " + quoted(options.model.model);
   if (!options.text_file.empty()) command += " --text " + quoted(options.text_file);
   command += fmt::format(" --windows {}", options.windows);
-  if (options.text_file.empty()) command += fmt::format(" --seed {}", options.seed);
+  command += fmt::format(" --sensitivity {} --seed {}", options.sensitivity_windows, options.seed);
   return command + fmt::format(" --kv {} --sinks {} --window {}", to_string(options.base()),
                                options.cache.sinks, options.cache.window);
 }
@@ -76,18 +84,22 @@ void describe(const AnalyzeOptions& options, const ModelConfig& config,
   document.window = options.cache.window;
 }
 
+struct WeightNormTables {
+  NormTable frobenius;
+  NormTable spectral;
+};
+
 // Reads the projections from the files; the engine keeps them in another form.
-Status measure_weights(Engine& engine, const AnalyzeOptions& options, Document& document) {
+Result<WeightNormTables> measure_weights(Engine& engine, const AnalyzeOptions& options) {
   KVQ_ASSIGN_OR_RETURN(const std::filesystem::path directory, options.model.find());
   KVQ_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::open(directory));
   const ModelConfig& config = engine.config();
-  KVQ_ASSIGN_OR_RETURN(NormTable frobenius,
+  WeightNormTables tables;
+  KVQ_ASSIGN_OR_RETURN(tables.frobenius,
                        measure_norms(config, checkpoint, Norm::kFrobenius, engine.threads()));
-  KVQ_ASSIGN_OR_RETURN(NormTable spectral,
+  KVQ_ASSIGN_OR_RETURN(tables.spectral,
                        measure_norms(config, checkpoint, Norm::kSpectral, engine.threads()));
-  document.weight_norms = WeightNorms{std::move(frobenius.keys), std::move(frobenius.values),
-                                      std::move(spectral.keys), std::move(spectral.values)};
-  return {};
+  return tables;
 }
 
 Status measure_layers(Engine& engine, const AnalyzeOptions& options,
@@ -107,8 +119,54 @@ Status measure_layers(Engine& engine, const AnalyzeOptions& options,
   return {};
 }
 
+MeasuredFormat measured(const FormatResult& format) {
+  return {.name = format.name,
+          .effective_bits = format.effective_bits,
+          .cache_share = static_cast<double>(format.cache_bytes) /
+                         static_cast<double>(format.cache_bytes_16bit),
+          .nll = format.text->nll,
+          .kl = format.text->kl,
+          .top1 = format.text->top1};
+}
+
+// What every tensor is worth, and plans that follow from it and from norms. Measured on text of the
+// model's own with another seed, so that plans are judged on text that they have not seen.
+Result<std::vector<SizedPlan>> plan_layers(LoadedModel& model, const AnalyzeOptions& options,
+                                           const NormTable& norms, Document& document) {
+  const std::uint64_t seed = options.seed + 1;
+  const auto pool = options.cache.pool();
+  KVQ_ASSIGN_OR_RETURN(const std::vector<TokenWindow> windows,
+                       read_windows(model, "", options.sensitivity_windows, seed, pool));
+  const LayerSpec base = options.base();
+  const std::vector<Bits> widths(kSensitivityWidths.begin(), kSensitivityWidths.end());
+  KVQ_ASSIGN_OR_RETURN(const CostTable alone,
+                       measure_width_costs(model.engine, windows, base, widths, options.cache.sinks,
+                                           options.cache.window, pool));
+  TensorSensitivity& sensitivity = document.sensitivity.emplace();
+  sensitivity.base = to_string(base);
+  sensitivity.windows = static_cast<int>(windows.size());
+  sensitivity.seed = seed;
+  for (const Bits bits : widths) sensitivity.widths.emplace_back(name(bits));
+  for (std::size_t tensor = 0; tensor < alone.tensors.size(); ++tensor) {
+    auto& rows = tensor % 2 == 0 ? sensitivity.key : sensitivity.value;
+    auto& row = rows.emplace_back();
+    for (const Candidate& candidate : alone.tensors[tensor]) row.push_back(candidate.cost);
+  }
+  SensitivityOptions choice;
+  choice.sinks = options.cache.sinks;
+  choice.window = options.cache.window;
+  KVQ_ASSIGN_OR_RETURN(choice.isa, options.machine.chosen_isa());
+  KVQ_ASSIGN_OR_RETURN(const CostTable costs,
+                       measure_sensitivity(model.engine, windows, choice, pool));
+  KVQ_ASSIGN_OR_RETURN(const CostTable norm_costs, width_costs(norms, base, widths));
+  const ModelConfig& config = model.engine.config();
+  return make_plans(norm_costs, costs, base, config.kv_heads, config.head_dim, kPlanBits);
+}
+
+// Everything that is compared on the text: the formats of the grids, then the plans.
 Status measure_formats(Engine& engine, const AnalyzeOptions& options,
-                       const std::vector<TokenWindow>& windows, Document& document) {
+                       const std::vector<TokenWindow>& windows, const std::vector<SizedPlan>& plans,
+                       Document& document) {
   const LayerSpec base = options.base();
   const std::array grids = {width_grid(base, kWidths), rotation_grid(base), group_grid(base)};
   document.widths = named(grids[0], base);
@@ -119,19 +177,25 @@ Status measure_formats(Engine& engine, const AnalyzeOptions& options,
     KVQ_ASSIGN_OR_RETURN(auto spec, make_cache_spec(engine, layer, options.cache));
     formats.push_back({to_string(layer), std::move(spec)});
   }
+  const std::size_t uniform = formats.size();
+  for (const SizedPlan& plan : plans) {
+    CacheSpec spec = *formats.front().spec;
+    spec.layers = plan.layers;
+    formats.push_back({fmt::format("{} {}", plan.method, plan.budget),
+                       std::make_shared<const CacheSpec>(std::move(spec))});
+  }
   EvaluationInput input;
   input.windows = windows;
   KVQ_ASSIGN_OR_RETURN(const Evaluation evaluation,
                        evaluate(engine, formats, input, options.cache.pool()));
   document.text.nll_16bit = *evaluation.reference_nll;
-  for (const FormatResult& format : evaluation.formats) {
-    document.formats.push_back({.name = format.name,
-                                .effective_bits = format.effective_bits,
-                                .cache_share = static_cast<double>(format.cache_bytes) /
-                                               static_cast<double>(format.cache_bytes_16bit),
-                                .nll = format.text->nll,
-                                .kl = format.text->kl,
-                                .top1 = format.text->top1});
+  for (std::size_t i = 0; i < uniform; ++i) {
+    document.formats.push_back(measured(evaluation.formats[i]));
+  }
+  for (std::size_t i = 0; i < plans.size(); ++i) {
+    MeasuredPlan& plan = document.plans.emplace_back(MeasuredPlan{
+        plans[i].method, plans[i].budget, {}, measured(evaluation.formats[uniform + i])});
+    for (const LayerSpec& layer : plans[i].layers) plan.layers.push_back(to_string(layer));
   }
   return {};
 }
@@ -163,9 +227,15 @@ Result<int> run_analyze(const AnalyzeOptions& options) {
       read_windows(model, options.text_file, options.windows, options.seed, options.cache.pool()));
   Document document;
   describe(options, model.engine.config(), windows, document);
-  KVQ_RETURN_IF_ERROR(measure_weights(model.engine, options, document));
+  KVQ_ASSIGN_OR_RETURN(const WeightNormTables norms, measure_weights(model.engine, options));
+  document.weight_norms = WeightNorms{norms.frobenius.keys, norms.frobenius.values,
+                                      norms.spectral.keys, norms.spectral.values};
   KVQ_RETURN_IF_ERROR(measure_layers(model.engine, options, windows, document));
-  KVQ_RETURN_IF_ERROR(measure_formats(model.engine, options, windows, document));
+  std::vector<SizedPlan> plans;
+  if (options.sensitivity_windows > 0) {
+    KVQ_ASSIGN_OR_RETURN(plans, plan_layers(model, options, norms.frobenius, document));
+  }
+  KVQ_RETURN_IF_ERROR(measure_formats(model.engine, options, windows, plans, document));
   const nlohmann::ordered_json json = to_json(document);
   KVQ_RETURN_IF_ERROR(options.json.write(json));
   // The page shows what the file says: `kvq report` makes the same.
@@ -204,6 +274,12 @@ Command add_analyze(CLI::App& root) {
                               kDefaultWindows))
       ->type_name("N")
       ->check(CLI::Range(1, 1 << 20));
+  app->add_option("--sensitivity", options->sensitivity_windows,
+                  fmt::format("Windows, written by the model, on which every tensor's widths are "
+                              "tried and plans are made; 0 for none [{}]",
+                              kDefaultSensitivityWindows))
+      ->type_name("N")
+      ->check(CLI::Range(0, 1 << 16));
   options->cache.add(*app, /*several=*/false);
   app->add_option("--seed", options->seed, "Seed of the text that the model writes [0]")
       ->type_name("N");
@@ -216,7 +292,8 @@ Command add_analyze(CLI::App& root) {
   app->footer(fmt::format(
       "Measures sizes and singular values of keys and values per layer, the error of\n"
       "each width, and the KL divergence from a 16-bit cache for all pairs of widths,\n"
-      "with and without rotation, and over group sizes. Formats vary one or two options\n"
+      "with and without rotation, over group sizes, and of each tensor alone, with the\n"
+      "plans that follow. Formats vary one or two options\n"
       "of --kv, {} by default. The JSON holds everything that the page shows:\n"
       "`kvq report` makes the page from it, and compares several.",
       kDefaultSpec));

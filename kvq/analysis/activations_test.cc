@@ -125,7 +125,9 @@ TEST_F(ActivationsTest, SpectraHoldTheirSize) {
         const HeadRange& value = tensor->spectrum[i];
         EXPECT_LE(value.low, value.mean);
         EXPECT_LE(value.mean, value.high);
-        if (i > 0) EXPECT_LE(value.mean, tensor->spectrum[i - 1].mean);
+        if (i > 0) {
+          EXPECT_LE(value.mean, tensor->spectrum[i - 1].mean);
+        }
         squares_low += value.low * value.low;
         squares_high += value.high * value.high;
       }

@@ -168,8 +168,10 @@ TEST(HeatMapTest, CellsCarryTextWhereTheyAreWide) {
 
 TEST(HeatMapTest, DivergencesHaveTwoDigits) {
   EXPECT_EQ(divergence_text(-1e-8), "<1e-5");
-  EXPECT_EQ(divergence_text(0.000042), "4e-05");
+  EXPECT_EQ(divergence_text(0.000042), "4e-5");
   EXPECT_EQ(divergence_text(0.00042), "0.00042");
+  EXPECT_EQ(short_divergence_text(0.00042), "4e-4");
+  EXPECT_EQ(short_divergence_text(0.0042), "0.0042");
   EXPECT_EQ(divergence_text(0.06), "0.060");
   EXPECT_EQ(divergence_text(0.256), "0.26");
   EXPECT_EQ(divergence_text(3.21), "3.2");

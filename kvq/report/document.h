@@ -57,6 +57,23 @@ struct MeasuredGrid {
   std::vector<std::vector<std::string>> cells;  // [rows][columns]
 };
 
+// KL divergence when one tensor alone is packed, nats.
+struct TensorSensitivity {
+  std::string base;  // the format whose other options all widths share
+  int windows = 0;   // of text that the model wrote itself
+  std::uint64_t seed = 0;
+  std::vector<std::string> widths;         // "1", "2", ...
+  std::vector<std::vector<double>> key;    // [layers][widths]
+  std::vector<std::vector<double>> value;  // [layers][widths]
+};
+
+struct MeasuredPlan {
+  std::string method;               // "norm" or "sensitivity"
+  double budget = 0;                // stored bits a number, at most
+  std::vector<std::string> layers;  // format of each
+  MeasuredFormat score;
+};
+
 struct Document {
   std::string program;  // "kvq 0.1.0"
   std::string command;  // that repeats the measurement
@@ -71,6 +88,8 @@ struct Document {
   MeasuredGrid widths;
   MeasuredGrid rotations;
   MeasuredGrid groups;
+  std::optional<TensorSensitivity> sensitivity;
+  std::vector<MeasuredPlan> plans;  // empty where there is no sensitivity
 
   // Null where no format has this name.
   const MeasuredFormat* find_format(const std::string& name) const;

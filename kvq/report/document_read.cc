@@ -21,6 +21,14 @@ Result<int> count_or_zero(const JsonFields& fields, std::string_view field) {
   return fields.count(field);
 }
 
+Result<std::uint64_t> unsigned_integer(const JsonFields& fields, std::string_view field) {
+  const Json* value = fields.find(field);
+  if (value == nullptr || !value->is_number_unsigned()) {
+    return fields.wrong(field, "an integer of at least 0");
+  }
+  return value->get<std::uint64_t>();
+}
+
 Result<std::vector<double>> numbers(const JsonFields& fields, std::string_view field,
                                     std::size_t count) {
   KVQ_ASSIGN_OR_RETURN(const Json* list, fields.list(field));
@@ -76,9 +84,7 @@ Result<ModelSummary> read_model(const JsonFields& fields) {
 Result<TextSummary> read_text(const JsonFields& fields) {
   TextSummary text;
   KVQ_ASSIGN_OR_RETURN(text.file, fields.text("file", ""));
-  const Json* seed = fields.find("seed");
-  if (seed == nullptr || !seed->is_number_unsigned()) return fields.wrong("seed", "an integer");
-  text.seed = seed->get<std::uint64_t>();
+  KVQ_ASSIGN_OR_RETURN(text.seed, unsigned_integer(fields, "seed"));
   KVQ_ASSIGN_OR_RETURN(text.windows, fields.count("windows"));
   KVQ_ASSIGN_OR_RETURN(text.tokens_per_window, fields.count("tokens_per_window"));
   KVQ_ASSIGN_OR_RETURN(text.nll_16bit, number(fields, "nll_16bit"));
@@ -172,6 +178,47 @@ Result<MeasuredGrid> read_grid(const JsonFields& all, std::string_view field,
   return grid;
 }
 
+// [rows][columns]
+Result<std::vector<std::vector<double>>> number_rows(const JsonFields& fields,
+                                                     std::string_view field, std::size_t rows,
+                                                     std::size_t columns) {
+  KVQ_ASSIGN_OR_RETURN(const Json* list, fields.list(field));
+  if (list->size() != rows) return fields.wrong(field, fmt::format("a list of {} rows", rows));
+  std::vector<std::vector<double>> result;
+  for (const Json& element : *list) {
+    const Json object = {{"row", element}};
+    const JsonFields row(object, fmt::format("{}: {}[{}]", fields.where(), field, result.size()));
+    KVQ_ASSIGN_OR_RETURN(result.emplace_back(), numbers(row, "row", columns));
+  }
+  return result;
+}
+
+Result<TensorSensitivity> read_sensitivity(const JsonFields& fields, std::size_t layers) {
+  TensorSensitivity result;
+  KVQ_ASSIGN_OR_RETURN(result.base, fields.text("base"));
+  KVQ_ASSIGN_OR_RETURN(result.windows, fields.count("windows"));
+  KVQ_ASSIGN_OR_RETURN(result.seed, unsigned_integer(fields, "seed"));
+  KVQ_ASSIGN_OR_RETURN(result.widths, texts(fields, "widths"));
+  KVQ_ASSIGN_OR_RETURN(result.key, number_rows(fields, "key", layers, result.widths.size()));
+  KVQ_ASSIGN_OR_RETURN(result.value, number_rows(fields, "value", layers, result.widths.size()));
+  return result;
+}
+
+Result<MeasuredPlan> read_plan(const JsonFields& fields, std::size_t layers) {
+  MeasuredPlan plan;
+  KVQ_ASSIGN_OR_RETURN(plan.method, fields.text("method"));
+  KVQ_ASSIGN_OR_RETURN(plan.budget, fields.positive("budget"));
+  KVQ_ASSIGN_OR_RETURN(plan.layers, texts(fields, "layers", layers));
+  for (const std::string& layer : plan.layers) {
+    if (const auto spec = parse_layer_spec(layer); !spec) {
+      return fail("{}: layers: {}", fields.where(), spec.error().message);
+    }
+  }
+  KVQ_ASSIGN_OR_RETURN(const JsonFields score, fields.object("score"));
+  KVQ_ASSIGN_OR_RETURN(plan.score, read_format(score));
+  return plan;
+}
+
 }  // namespace
 
 Result<Document> parse_document(const nlohmann::json& object, const std::string& where) {
@@ -206,6 +253,15 @@ Result<Document> parse_document(const nlohmann::json& object, const std::string&
   KVQ_ASSIGN_OR_RETURN(document.widths, read_grid(fields, "widths", document));
   KVQ_ASSIGN_OR_RETURN(document.rotations, read_grid(fields, "rotations", document));
   KVQ_ASSIGN_OR_RETURN(document.groups, read_grid(fields, "groups", document));
+  const auto layers = static_cast<std::size_t>(document.model.layers);
+  if (fields.has("sensitivity")) {
+    KVQ_ASSIGN_OR_RETURN(const JsonFields sensitivity, fields.object("sensitivity"));
+    KVQ_ASSIGN_OR_RETURN(document.sensitivity, read_sensitivity(sensitivity, layers));
+  }
+  KVQ_ASSIGN_OR_RETURN(const auto plans, objects(fields, "plans"));
+  for (const JsonFields& plan : plans) {
+    KVQ_ASSIGN_OR_RETURN(document.plans.emplace_back(), read_plan(plan, layers));
+  }
   return document;
 }
 

@@ -43,10 +43,14 @@ TEST(DocumentTest, RoundTrip) {
 TEST(DocumentTest, WhatIsAbsentStaysAbsent) {
   Document document = make_document(2, 16);
   document.weight_norms.reset();
+  document.sensitivity.reset();
+  document.plans.clear();
   document.text.file.clear();
   document.sinks = 0;
   const Document read = round_trip(document);
   EXPECT_FALSE(read.weight_norms.has_value());
+  EXPECT_FALSE(read.sensitivity.has_value());
+  EXPECT_TRUE(read.plans.empty());
   EXPECT_EQ(read.text.file, "");
   EXPECT_EQ(read.sinks, 0);
 }
@@ -69,7 +73,7 @@ TEST(DocumentTest, DamageIsNamed) {
       {[](json& all) { all["activations"]["layers"].erase(1); },
        "test: activations: layers: expected a list of 2 layers, found "},
       {[](json& all) { all["text"]["seed"] = -1; },
-       "test: text: seed: expected an integer, found -1"},
+       "test: text: seed: expected an integer of at least 0, found -1"},
       {[](json& all) { all["activations"]["layers"][1]["key"]["mse"].push_back(1); },
        "test: activations: layers[1]: key: mse: expected a list of 6 numbers, found "},
       {[](json& all) { all["activations"]["layers"][0]["value"]["spectrum"]["low"][3] = "x"; },
@@ -80,6 +84,10 @@ TEST(DocumentTest, DamageIsNamed) {
        "test: formats[0]: kl: expected a number, found nothing"},
       {[](json& all) { all["widths"]["cells"][1][2] = "k9v9"; },
        "test: widths: cells[1]: no entry of \"formats\" is called \"k9v9\""},
+      {[](json& all) { all["sensitivity"]["value"][1].erase(0); },
+       "test: sensitivity: value[1]: row: expected a list of 3 numbers, found "},
+      {[](json& all) { all["plans"][1]["layers"][0] = "k9v9"; },
+       "test: plans[1]: layers: cache format 'k9v9': unknown width"},
       {[](json& all) { all["groups"]["cells"].erase(0); },
        "test: groups: cells: expected a list of 2 rows, found "},
       {[](json& all) { all["weight_norms"]["spectral"]["w_v"] = json::array({1}); },
@@ -101,7 +109,9 @@ TEST(DocumentTest, EveryFieldIsAskedFor) {
   for (const auto& [field, value] : good.items()) {
     json bad = good;
     bad.erase(field);
-    EXPECT_EQ(parse_document(bad, "test").has_value(), field == "weight_norms") << field;
+    EXPECT_EQ(parse_document(bad, "test").has_value(),
+              field == "weight_norms" || field == "sensitivity")
+        << field;
   }
 }
 

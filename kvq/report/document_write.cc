@@ -65,6 +65,29 @@ OrderedJson grid_json(const MeasuredGrid& grid) {
       {"base", grid.base}, {"rows", grid.rows}, {"columns", grid.columns}, {"cells", grid.cells}};
 }
 
+OrderedJson rows_json(const std::vector<std::vector<double>>& rows) {
+  OrderedJson list = OrderedJson::array();
+  for (const auto& row : rows) list.push_back(numbers(row));
+  return list;
+}
+
+OrderedJson sensitivity_json(const TensorSensitivity& sensitivity) {
+  return {{"base", sensitivity.base},          {"windows", sensitivity.windows},
+          {"seed", sensitivity.seed},          {"widths", sensitivity.widths},
+          {"key", rows_json(sensitivity.key)}, {"value", rows_json(sensitivity.value)}};
+}
+
+OrderedJson plans_json(const std::vector<MeasuredPlan>& plans) {
+  OrderedJson list = OrderedJson::array();
+  for (const MeasuredPlan& plan : plans) {
+    list.push_back({{"method", plan.method},
+                    {"budget", rounded(plan.budget)},
+                    {"layers", plan.layers},
+                    {"score", format_json(plan.score)}});
+  }
+  return list;
+}
+
 }  // namespace
 
 nlohmann::ordered_json to_json(const Document& document) {
@@ -96,7 +119,9 @@ nlohmann::ordered_json to_json(const Document& document) {
                         {"formats", std::move(formats)},
                         {"widths", grid_json(document.widths)},
                         {"rotations", grid_json(document.rotations)},
-                        {"groups", grid_json(document.groups)}};
+                        {"groups", grid_json(document.groups)},
+                        {"sensitivity", nullptr},
+                        {"plans", plans_json(document.plans)}};
   if (!text.file.empty()) result["text"]["file"] = text.file;
   if (document.weight_norms) {
     const WeightNorms& norms = *document.weight_norms;
@@ -106,6 +131,7 @@ nlohmann::ordered_json to_json(const Document& document) {
         {"spectral",
          {{"w_k", numbers(norms.key_spectral)}, {"w_v", numbers(norms.value_spectral)}}}};
   }
+  if (document.sensitivity) result["sensitivity"] = sensitivity_json(*document.sensitivity);
   return result;
 }
 

@@ -5,6 +5,7 @@
 #include <span>
 
 #include "kvq/report/figure.h"
+#include "kvq/report/line_chart.h"
 
 namespace kvq {
 
@@ -20,7 +21,16 @@ Figure width_figure(std::span<const Run> runs);
 Figure rotation_figure(std::span<const Run> runs);
 Figure group_figure(std::span<const Run> runs);
 
+// What layers need (plan_figures.cc); null where no run has measured it.
+std::optional<Figure> sensitivity_figure(std::span<const Run> runs);
+std::optional<Figure> plan_figure(std::span<const Run> runs);
+
 // Formats that no other measured one beats in both bits and divergence, fewest bits first.
 std::vector<const MeasuredFormat*> pareto_front(const Document& document);
+
+// A point of a chart of divergence against bits.
+void add_point(Series& series, const MeasuredFormat& format);
+LineChart quality_chart(const std::string& title);
+Series front_series(const Document& document, std::string name, std::string style);
 
 }  // namespace kvq

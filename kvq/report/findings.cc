@@ -57,6 +57,54 @@ std::optional<std::string> rotation(const Document& document) {
       helps ? "lowers" : "raises", divergence_text(none->kl), divergence_text(both->kl));
 }
 
+// The plan by sensitivity that gains most on the best uniform format of its size.
+std::optional<std::string> plans(const Document& document) {
+  const std::vector<const MeasuredFormat*> front = pareto_front(document);
+  const MeasuredFormat* best = nullptr;
+  const MeasuredFormat* best_uniform = nullptr;
+  for (const MeasuredPlan& plan : document.plans) {
+    if (plan.method != "sensitivity" || plan.score.kl < kNoise) continue;
+    const MeasuredFormat* uniform = nullptr;
+    for (const MeasuredFormat* format : front) {
+      if (format->effective_bits <= plan.budget + 1e-6) uniform = format;
+    }
+    if (uniform == nullptr || uniform->kl <= plan.score.kl) continue;
+    if (best == nullptr || uniform->kl / plan.score.kl > best_uniform->kl / best->kl) {
+      best = &plan.score;
+      best_uniform = uniform;
+    }
+  }
+  if (best == nullptr) return std::nullopt;
+  const std::string bits = short_number(best->effective_bits, 3);
+  return fmt::format(
+      "A plan by sensitivity of {} bits diverges by {} nats, the best uniform format of at most "
+      "its size ({}) by {}: `kvq plan --method sensitivity --budget {}`.",
+      bits, divergence_text(best->kl), best_uniform->name, divergence_text(best_uniform->kl), bits);
+}
+
+std::optional<std::string> most_sensitive(const Document& document) {
+  if (!document.sensitivity) return std::nullopt;
+  const TensorSensitivity& sensitivity = *document.sensitivity;
+  const auto width = std::ranges::find(sensitivity.widths, "2");
+  if (width == sensitivity.widths.end()) return std::nullopt;
+  const auto column = static_cast<std::size_t>(width - sensitivity.widths.begin());
+  double sum = 0;
+  double largest = 0;
+  std::string tensor;
+  for (std::size_t layer = 0; layer < sensitivity.key.size(); ++layer) {
+    for (const bool is_key : {true, false}) {
+      const double cost = (is_key ? sensitivity.key : sensitivity.value)[layer][column];
+      sum += std::max(cost, 0.0);
+      if (cost <= largest) continue;
+      largest = cost;
+      tensor = fmt::format("{} of layer {}", is_key ? "keys" : "values", layer);
+    }
+  }
+  if (largest < kNoise) return std::nullopt;
+  return fmt::format("Of all tensors in 2 bits, one at a time, the {} do {:.0f} % of the damage.",
+                     tensor, 100 * largest / sum);
+}
+
 std::optional<std::string> weight_norms(const Document& document) {
   if (!document.weight_norms) return std::nullopt;
   const WeightNorms& norms = *document.weight_norms;
@@ -85,11 +133,22 @@ std::optional<std::string> activation_sizes(const Document& document) {
 }  // namespace
 
 std::vector<Advice> advise(const Document& document) {
-  std::vector<Advice> result = {
-      {"nearly exact", 0.001, nullptr}, {"balanced", 0.01, nullptr}, {"small", 0.05, nullptr}};
+  std::vector<Advice> result = {{"nearly exact", 0.001, nullptr, nullptr},
+                                {"balanced", 0.01, nullptr, nullptr},
+                                {"small", 0.05, nullptr, nullptr}};
   for (const MeasuredFormat* format : pareto_front(document)) {
     for (Advice& advice : result) {
       if (advice.format == nullptr && format->kl < advice.limit) advice.format = format;
+    }
+  }
+  for (Advice& advice : result) {
+    for (const MeasuredPlan& plan : document.plans) {
+      const MeasuredFormat* smallest = advice.plan != nullptr ? advice.plan : advice.format;
+      const bool smaller =
+          smallest == nullptr || plan.score.effective_bits < smallest->effective_bits;
+      if (plan.method == "sensitivity" && plan.score.kl < advice.limit && smaller) {
+        advice.plan = &plan.score;
+      }
     }
   }
   return result;
@@ -97,7 +156,8 @@ std::vector<Advice> advise(const Document& document) {
 
 std::vector<std::string> findings(const Document& document) {
   std::vector<std::string> result;
-  for (auto* finding : {keys_against_values, rotation, weight_norms, activation_sizes}) {
+  for (auto* finding :
+       {keys_against_values, rotation, plans, most_sensitive, weight_norms, activation_sizes}) {
     if (std::optional<std::string> sentence = finding(document)) {
       result.push_back(std::move(*sentence));
     }

@@ -12,6 +12,7 @@ struct Advice {
   std::string goal;              // "nearly exact", ...
   double limit = 0;              // of the KL divergence, nats
   const MeasuredFormat* format;  // the smallest measured one below the limit, null if none is
+  const MeasuredFormat* plan;    // likewise of plans by sensitivity, null unless it is smaller
 };
 
 // For goals from strict to loose.

@@ -20,25 +20,6 @@ std::string format_tip(const MeasuredFormat& format) {
                      short_number(100 * format.top1, 3));
 }
 
-void add_point(Series& series, const MeasuredFormat& format) {
-  series.x.push_back(format.effective_bits);
-  series.y.push_back(std::max(format.kl, kLeastDivergence));
-  series.tips.push_back(format_tip(format));
-}
-
-Series front_series(const Document& document, std::string name, std::string style) {
-  Series front{.name = std::move(name), .style = std::move(style), .markers = false};
-  for (const MeasuredFormat* format : pareto_front(document)) add_point(front, *format);
-  return front;
-}
-
-LineChart quality_chart(const std::string& title) {
-  return {.title = title,
-          .x_label = "stored bits a number",
-          .y_label = "KL divergence, nats a token",
-          .log_y = true};
-}
-
 LineChart widths_chart(const Run& run) {
   LineChart chart = quality_chart(titled(run, "Widths of keys and values"));
   Series more_keys{.name = "K > V", .style = "key", .marker = Marker::kCircle, .line = false};
@@ -110,6 +91,25 @@ void add_rows(const Run& run, const MeasuredGrid& grid, DataTable& table) {
 }
 
 }  // namespace
+
+void add_point(Series& series, const MeasuredFormat& format) {
+  series.x.push_back(format.effective_bits);
+  series.y.push_back(std::max(format.kl, kLeastDivergence));
+  series.tips.push_back(format_tip(format));
+}
+
+Series front_series(const Document& document, std::string name, std::string style) {
+  Series front{.name = std::move(name), .style = std::move(style), .markers = false};
+  for (const MeasuredFormat* format : pareto_front(document)) add_point(front, *format);
+  return front;
+}
+
+LineChart quality_chart(const std::string& title) {
+  return {.title = title,
+          .x_label = "stored bits a number",
+          .y_label = "KL divergence, nats a token",
+          .log_y = true};
+}
 
 std::vector<const MeasuredFormat*> pareto_front(const Document& document) {
   std::vector<const MeasuredFormat*> sorted;

@@ -89,15 +89,26 @@ void draw_labels(Svg& svg, const Layout& layout, const HeatMap& map) {
 
 void draw_legend(Svg& svg, double top, const ColourSteps& steps) {
   constexpr double kLegendLeft = 24;
+  const bool values = steps.texts.size() > steps.limits.size();
   const auto colours = static_cast<double>(steps.limits.size() + 1);
   const double width = (kRight - kLegendLeft) / colours;
   svg.text({kLegendLeft, top}, Anchor::kStart, "key-text", steps.label);
   for (std::size_t step = 0; step <= steps.limits.size(); ++step) {
     const double x = kLegendLeft + width * static_cast<double>(step);
     svg.rect({x, top + 6}, width, 9, fmt::format("cell h{}", step));
-    if (step == 0) continue;
-    svg.text({x, top + 27}, Anchor::kMiddle, "tick", steps.texts[step - 1]);
+    if (values) {
+      svg.text({x + width / 2, top + 27}, Anchor::kMiddle, "tick", steps.texts[step]);
+    } else if (step > 0) {
+      svg.text({x, top + 27}, Anchor::kMiddle, "tick", steps.texts[step - 1]);
+    }
   }
+}
+
+// "4e-5"
+std::string power_text(double number) {
+  std::string text = fmt::format("{:.0e}", number);
+  text.erase(text.find('-') + 1, 1);
+  return text;
 }
 
 }  // namespace
@@ -123,6 +134,13 @@ const ColourSteps& relative_error_steps() {
   return kSteps;
 }
 
+const ColourSteps& width_steps() {
+  static const ColourSteps kSteps = {"Bits of a code",
+                                     {1.3, 1.8, 2.5, 3.5, 4.5, 5.5, 7, 9},
+                                     {"1", "1.6", "2", "3", "4", "5", "6", "8", "16"}};
+  return kSteps;
+}
+
 int colour_step(const ColourSteps& steps, double value) {
   const bool descending = steps.limits.front() > steps.limits.back();
   return static_cast<int>(std::ranges::count_if(
@@ -143,9 +161,14 @@ std::string draw(const HeatMap& map) {
   return svg.str();
 }
 
+std::string short_divergence_text(double divergence) {
+  return divergence < 1e-5 || divergence >= 1e-3 ? divergence_text(divergence)
+                                                 : power_text(divergence);
+}
+
 std::string divergence_text(double divergence) {
   if (divergence < 1e-5) return "<1e-5";
-  if (divergence < 1e-4) return fmt::format("{:.0e}", divergence);
+  if (divergence < 1e-4) return power_text(divergence);
   if (divergence >= 0.995) return fmt::format("{:.1f}", divergence);
   const int decimals = divergence < 1e-3 ? 5 : divergence < 0.01 ? 4 : divergence < 0.1 ? 3 : 2;
   return fmt::format("{:.{}f}", divergence, decimals);

@@ -17,14 +17,17 @@ namespace kvq {
 
 // Eight limits between nine colours, from the page's background to the strongest.
 struct ColourSteps {
-  std::string label;               // of the legend: the quantity and its unit
-  std::vector<double> limits;      // eight; ascending, or descending where small is strong
-  std::vector<std::string> texts;  // of the limits
+  std::string label;           // of the legend: the quantity and its unit
+  std::vector<double> limits;  // eight; ascending, or descending where small is strong
+  // Of the limits; of the nine colours where each stands for one value.
+  std::vector<std::string> texts;
 };
 
 const ColourSteps& divergence_steps();      // KL divergence, nats
 const ColourSteps& agreement_steps();       // same likeliest token, per cent
 const ColourSteps& relative_error_steps();  // error / size, per cent
+
+const ColourSteps& width_steps();  // bits of a code
 
 // 0 .. 8
 int colour_step(const ColourSteps& steps, double value);
@@ -52,5 +55,7 @@ std::string draw(const HeatMap& map);
 
 // A divergence as cells show it: two significant digits, "<1e-5" for less.
 std::string divergence_text(double divergence);
+// For narrow cells: six characters at most, one digit below 0.001.
+std::string short_divergence_text(double divergence);
 
 }  // namespace kvq

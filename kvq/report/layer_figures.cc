@@ -163,7 +163,7 @@ Figure activation_figure(std::span<const Run> runs) {
       .short_title = "Sizes",
       .caption =
           "Keys after rotary embedding and values, as they are cached, over all tokens "
-          "behind the sinks. Left: Frobenius norm per number. Right: spectral norm per "
+          "behind the sinks. First: Frobenius norm per number. Second: spectral norm per "
           "token, the strongest direction of the head. Lines are means over kv heads, bands "
           "reach from the least head to the greatest.",
       .commands = commands_of(runs),

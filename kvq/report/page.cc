@@ -53,22 +53,34 @@ std::string facts(const Run& run) {
   return html + "</dl>\n";
 }
 
+std::string score_cells(const MeasuredFormat& format) {
+  return fmt::format("<td>{}<td>{:.0f} %<td>{}<td>{:.1f} %\n", short_number(format.effective_bits),
+                     100 * format.cache_share, divergence_text(format.kl), 100 * format.top1);
+}
+
+std::string plan_row(const MeasuredFormat& plan) {
+  return fmt::format(
+      "<tr><th scope=\"row\"><small>or by layer</small><td><code>kvq plan --method sensitivity "
+      "--budget {}</code>{}",
+      short_number(plan.effective_bits, 3), score_cells(plan));
+}
+
 std::string advice_table(const Document& document) {
   std::string html =
       "<div class=\"scroll\" tabindex=\"0\"><table class=\"advice\"><thead><tr><th "
-      "scope=\"col\">goal<th scope=\"col\">format<th scope=\"col\">bits a number<th scope=\"col\">"
-      "cache size<th scope=\"col\">KL, nats<th scope=\"col\">same top token</thead><tbody>\n";
+      "scope=\"col\">goal<th scope=\"col\">format<th scope=\"col\">bits<th scope=\"col\">"
+      "size<th scope=\"col\">KL, nats<th scope=\"col\">top-1</thead><tbody>\n";
   for (const Advice& advice : advise(document)) {
     html += fmt::format("<tr><th scope=\"row\">{} <small>KL below {}</small>", advice.goal,
                         short_number(advice.limit));
     if (advice.format == nullptr) {
       html += "<td colspan=\"5\">no measured format\n";
+      if (advice.plan != nullptr) html += plan_row(*advice.plan);
       continue;
     }
-    const MeasuredFormat& format = *advice.format;
-    html += fmt::format("<td><code>--kv {}</code><td>{}<td>{:.0f} %<td>{}<td>{:.1f} %\n",
-                        escape(format.name), short_number(format.effective_bits),
-                        100 * format.cache_share, divergence_text(format.kl), 100 * format.top1);
+    html += fmt::format("<td><code>--kv {}</code>{}", escape(advice.format->name),
+                        score_cells(*advice.format));
+    if (advice.plan != nullptr) html += plan_row(*advice.plan);
   }
   return html + "</tbody></table></div>\n";
 }
@@ -107,15 +119,22 @@ std::vector<Section> make_sections(std::span<const Run> runs) {
        "Each format reads the same text; its next-token distributions are compared "
        "with those of a 16-bit cache.",
        {quality_figure(runs), width_figure(runs), rotation_figure(runs), group_figure(runs)}});
-  Section& layers =
-      sections.emplace_back(Section{"layers",
-                                    "Keys and values of the layers",
-                                    "What is stored, before any effect on the output.",
-                                    {}});
+  Section plans{"planning",
+                "What layers need",
+                "Layers differ by far more than formats do. A plan gives each the format it needs.",
+                {}};
+  if (auto figure = plan_figure(runs)) plans.figures.push_back(std::move(*figure));
+  if (auto figure = sensitivity_figure(runs)) plans.figures.push_back(std::move(*figure));
+  if (!plans.figures.empty()) sections.push_back(std::move(plans));
+  Section layers{"layers",
+                 "Keys and values of the layers",
+                 "What is stored, before any effect on the output.",
+                 {}};
   if (auto figure = weight_norm_figure(runs)) layers.figures.push_back(std::move(*figure));
   layers.figures.push_back(activation_figure(runs));
   layers.figures.push_back(spectrum_figure(runs));
   layers.figures.push_back(error_figure(runs));
+  sections.push_back(std::move(layers));
   return sections;
 }
 

@@ -37,11 +37,12 @@ TEST(PageTest, EveryFigureHasItsParts) {
   for (const int layers : {1, 2, 8}) {
     const std::string page = make_page({make_document(layers, 64)});
     expect_whole(page);
-    EXPECT_EQ(count(page, "<figure "), 8U);
-    EXPECT_EQ(count(page, "<figcaption>"), 8U);
-    EXPECT_EQ(count(page, "<summary>Numbers</summary>"), 8U);
-    // quality, widths 2, rotation, groups, norms 2, activations 2, a spectrum a layer, errors 4
-    EXPECT_EQ(count(page, "<svg "), 13U + static_cast<std::size_t>(layers));
+    EXPECT_EQ(count(page, "<figure "), 10U);
+    EXPECT_EQ(count(page, "<figcaption>"), 10U);
+    EXPECT_EQ(count(page, "<summary>Numbers</summary>"), 10U);
+    // quality, widths 2, rotation, groups, plans 2, sensitivity 2, norms 2, activations 2, errors
+    // 4, a spectrum a layer
+    EXPECT_EQ(count(page, "<svg "), 17U + static_cast<std::size_t>(layers));
     EXPECT_EQ(count(page, "nothing was measured"), 0U);
   }
 }
@@ -49,6 +50,8 @@ TEST(PageTest, EveryFigureHasItsParts) {
 TEST(PageTest, NoLayersAndNoFormats) {
   Document document = make_document(0, 64);
   document.weight_norms.reset();
+  document.sensitivity.reset();
+  document.plans.clear();
   document.formats.clear();
   document.widths = document.rotations = document.groups = {};
   const std::string page = make_page({document});
@@ -85,6 +88,10 @@ TEST(FindingsTest, AdviceIsTheSmallestBelowEachLimit) {
   for (const Advice& advice : advise(document)) {
     ASSERT_NE(advice.format, nullptr);
     EXPECT_LT(advice.format->kl, advice.limit);
+    if (advice.plan != nullptr) {
+      EXPECT_LT(advice.plan->kl, advice.limit);
+      EXPECT_LT(advice.plan->effective_bits, advice.format->effective_bits);
+    }
     for (const MeasuredFormat& format : document.formats) {
       if (format.kl < advice.limit) {
         EXPECT_GE(format.effective_bits, advice.format->effective_bits) << format.name;
@@ -111,10 +118,18 @@ TEST(FindingsTest, SentencesFollowTheNumbers) {
   EXPECT_EQ(findings(document)[0],
             "Bits are worth more in keys: 4-bit keys with 2-bit values diverge by 0.020 nats a "
             "token, 2-bit keys with 4-bit values, in the same bytes, by 0.13: 6.2 times as much.");
-  EXPECT_EQ(findings(document)[2],
+  EXPECT_EQ(
+      findings(document)[2],
+      "A plan by sensitivity of 2.25 bits diverges by 0.0044 nats, the best uniform format of "
+      "at most its size (k2v2) by 0.14: `kvq plan --method sensitivity --budget 2.25`.");
+  EXPECT_EQ(findings(document)[3],
+            "Of all tensors in 2 bits, one at a time, the keys of layer 0 do 53 % of the damage.");
+  EXPECT_EQ(findings(document)[4],
             "The key projection has the larger Frobenius norm in 2 of 2 layers, the larger "
             "spectral norm in 2.");
   document.formats.clear();
+  document.plans.clear();
+  document.sensitivity.reset();
   document.widths = document.rotations = {};
   document.weight_norms.reset();
   EXPECT_EQ(findings(document), std::vector<std::string>{

@@ -99,11 +99,9 @@ std::vector<Tick> Scale::ticks(int count) const {
     return result;
   }
   const double step = std::max(step_, round_step((high_ - low_) / count));
-  for (double value = std::ceil(low_ / step - 1e-9) * step; value <= high_ + step * 1e-6;
-       value += step) {
-    const double exact = std::abs(value) < step * 1e-6 ? 0 : value;
-    result.push_back({exact, short_number(exact)});
-  }
+  const auto first = static_cast<int>(std::ceil(low_ / step - 1e-9));
+  const auto last = static_cast<int>(std::floor(high_ / step + 1e-6));
+  for (int i = first; i <= last; ++i) result.push_back({i * step, short_number(i * step)});
   return result;
 }
 

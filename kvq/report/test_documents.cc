@@ -65,6 +65,27 @@ void add_grids(Document& document) {
   }
 }
 
+void add_plans(Document& document) {
+  TensorSensitivity sensitivity{
+      .base = "k4v2", .windows = 2, .seed = 1, .widths = {"1", "2", "4"}, .key = {}, .value = {}};
+  std::vector<std::string> layers;
+  for (int layer = 0; layer < document.model.layers; ++layer) {
+    sensitivity.key.push_back({0.5 / (1 + layer), 0.1 / (1 + layer), 0.01 / (1 + layer)});
+    sensitivity.value.push_back({0.1, 0.02, 0.002});
+    layers.push_back(layer % 2 == 0 ? "k3v2" : "k4v2");
+  }
+  document.sensitivity = std::move(sensitivity);
+  for (const double budget : {2.25, 3.25}) {
+    for (const char* method : {"norm", "sensitivity"}) {
+      MeasuredFormat score = document.formats.front();
+      score.name = fmt::format("{} {}", method, budget);
+      score.effective_bits = budget;
+      score.kl = std::exp2(-2 * budget) * (std::string(method) == "norm" ? 1 : 0.1);
+      document.plans.push_back({method, budget, layers, score});
+    }
+  }
+}
+
 }  // namespace
 
 Document make_document(int layers, int head_dim) {
@@ -96,6 +117,7 @@ Document make_document(int layers, int head_dim) {
   }
   document.weight_norms = std::move(norms);
   add_grids(document);
+  add_plans(document);
   return document;
 }
 

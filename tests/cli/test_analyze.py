@@ -34,7 +34,7 @@ class Analyze(ReportTest):
         self.assertRegex(lines[1], r"^nearly exact +0\.001 +")
         self.assertEqual(lines[-1], f"report  {self.folder / 'page.html'}")
         self.assertTrue(page.startswith("<!doctype html>"))
-        self.assertEqual(page.count("<figure "), 8)
+        self.assertEqual(page.count("<figure "), 10)
         numbers = (int, float)
         self.assert_typed(value, {
             "kvq_analysis": int, "program": str, "command": str,
@@ -44,7 +44,12 @@ class Analyze(ReportTest):
                 {"key": {"rms": [numbers], "mse": [numbers]}, "value": {"rms": [numbers]}}]},
             "formats": [{"name": str, "effective_bits": numbers, "kl": numbers, "top1": numbers}],
             "widths": {"cells": [[str]]}, "rotations": {"cells": [[str]]},
-            "groups": {"cells": [[str]]}})
+            "groups": {"cells": [[str]]},
+            "sensitivity": {"widths": [str], "key": [[numbers]], "value": [[numbers]]},
+            "plans": [{"method": str, "budget": numbers, "layers": [str],
+                       "score": {"effective_bits": numbers, "kl": numbers}}]})
+        for plan in value["plans"]:
+            self.assertLessEqual(plan["score"]["effective_bits"], plan["budget"] + 1e-9)
         names = [entry["name"] for entry in value["formats"]]
         self.assertEqual(len(names), len(set(names)))
         self.assertEqual(value["activations"]["tokens"], 508)
@@ -63,11 +68,14 @@ class Analyze(ReportTest):
         self.assertAlmostEqual(value["weight_norms"]["frobenius"]["w_k"][1] / norm, 1, places=5)
 
     def test_base_format(self):
-        _, _, value = self.analyze("--kv", "k3:affine,v3", "--sinks", 0, "--window", 0)
+        _, _, value = self.analyze("--kv", "k3:affine,v3", "--sinks", 0, "--window", 0,
+                                   "--sensitivity", 0)
         self.assertEqual(value["groups"]["base"], "k3:affine,v3")
         self.assertIn("k8:affine,v2", [entry["name"] for entry in value["formats"]])
         self.assertTrue(value["command"].endswith(
-            "--windows 1 --seed 0 --kv k3:affine,v3 --sinks 0 --window 0"))
+            "--windows 1 --sensitivity 0 --seed 0 --kv k3:affine,v3 --sinks 0 --window 0"))
+        self.assertIsNone(value["sensitivity"])
+        self.assertEqual(value["plans"], [])
 
     def test_report_makes_the_same_page(self):
         _, page, _ = self.analyze()
