@@ -122,7 +122,7 @@ TEST(LineChartTest, LogarithmsOfZeroAreLeftOut) {
   EXPECT_EQ(count(text, "inf"), 0U);
 }
 
-TEST(LineChartTest, ChartsShareTheirAxes) {
+TEST(LineChartTest, ChartsShareTheirVerticalAxis) {
   LineChart low = chart_of(2);
   LineChart high = chart_of(2);
   high.series[0].y = {500, 900};

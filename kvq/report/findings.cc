@@ -14,6 +14,8 @@ namespace {
 
 // Below it, a divergence is rounding and a ratio means nothing.
 constexpr double kNoise = 1e-5;
+// A tensor that does less of the damage is not worth a sentence.
+constexpr double kRemarkableShare = 0.1;
 
 const MeasuredFormat* cell(const Document& document, const MeasuredGrid& grid,
                            const std::string& row, const std::string& column) {
@@ -100,7 +102,7 @@ std::optional<std::string> most_sensitive(const Document& document) {
       tensor = fmt::format("{} of layer {}", is_key ? "keys" : "values", layer);
     }
   }
-  if (largest < kNoise) return std::nullopt;
+  if (largest < kNoise || largest < kRemarkableShare * sum) return std::nullopt;
   return fmt::format("Of all tensors in 2 bits, one at a time, the {} do {:.0f} % of the damage.",
                      tensor, 100 * largest / sum);
 }

@@ -21,20 +21,26 @@ struct Axes {
   Scale y;
 };
 
-Axes make_axes(std::span<const LineChart> charts) {
+Scale x_axis(const LineChart& chart) {
+  constexpr double kInset = 8;
   Domain x;
+  for (const Tick& tick : chart.x_ticks) x.include(tick.value);
+  for (const Series& series : chart.series) {
+    for (const double value : series.x) x.include(value);
+  }
+  return Scale::exact(x.low, x.high, kLeft + kInset, kRight - kInset);
+}
+
+Scale y_axis(std::span<const LineChart> charts) {
   Domain y{.logarithmic = charts.front().log_y};
   for (const LineChart& chart : charts) {
-    for (const Tick& tick : chart.x_ticks) x.include(tick.value);
     for (const Series& series : chart.series) {
-      for (const double value : series.x) x.include(value);
       for (const auto* values : {&series.y, &series.low, &series.high}) {
         for (const double value : *values) y.include(value);
       }
     }
   }
-  constexpr double kInset = 8;
-  return {Scale::exact(x.low, x.high, kLeft + kInset, kRight - kInset), Scale(y, kBottom, kTop)};
+  return {y, kBottom, kTop};
 }
 
 void draw_frame(Svg& svg, const LineChart& chart, const Axes& axes) {
@@ -131,8 +137,8 @@ std::string draw_one(const LineChart& chart, const Axes& axes) {
 std::vector<std::string> draw(std::span<const LineChart> charts) {
   std::vector<std::string> result;
   if (charts.empty()) return result;
-  const Axes axes = make_axes(charts);
-  for (const LineChart& chart : charts) result.push_back(draw_one(chart, axes));
+  const Scale y = y_axis(charts);
+  for (const LineChart& chart : charts) result.push_back(draw_one(chart, {x_axis(chart), y}));
   return result;
 }
 

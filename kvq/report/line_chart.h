@@ -39,7 +39,7 @@ struct LineChart {
   std::vector<Series> series = {};
 };
 
-// Charts that are drawn side by side share their axes.
+// Charts that are drawn side by side share their y axis.
 std::vector<std::string> draw(std::span<const LineChart> charts);
 
 }  // namespace kvq

@@ -85,6 +85,21 @@ std::string advice_table(const Document& document) {
   return html + "</tbody></table></div>\n";
 }
 
+// Text in which `commands` stand between backquotes.
+std::string with_code(std::string_view text) {
+  std::string html;
+  bool inside = false;
+  for (const char c : escape(text)) {
+    if (c != '`') {
+      html += c;
+      continue;
+    }
+    html += inside ? "</code>" : "<code>";
+    inside = !inside;
+  }
+  return html;
+}
+
 std::string summary(const Run& run) {
   std::string html;
   if (!run.label.empty()) {
@@ -94,7 +109,7 @@ std::string summary(const Run& run) {
   html += advice_table(run.document);
   html += "<ul class=\"findings\">\n";
   for (const std::string& finding : findings(run.document)) {
-    html += "<li>" + escape(finding) + "\n";
+    html += "<li>" + with_code(finding) + "\n";
   }
   return html + "</ul>\n";
 }

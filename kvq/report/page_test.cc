@@ -60,6 +60,12 @@ TEST(PageTest, NoLayersAndNoFormats) {
   EXPECT_EQ(count(page, "no measured format"), 3U);
 }
 
+TEST(PageTest, CommandsInFindingsAreCode) {
+  EXPECT_EQ(count(make_page({make_document(2, 64)}),
+                  "by 0.14: <code>kvq plan --method sensitivity --budget 2.25</code>."),
+            1U);
+}
+
 TEST(PageTest, LargeModelsStaySmall) {
   const std::string page = make_page({make_document(80, 128)});
   expect_whole(page);
