@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # measure.sh [NAME...]: takes the measurements behind the tables of README.md and docs/ (all of them,
 # or those named), stores them in docs/results/ and rewrites the tables. Wants a quiet machine; about
-# 20 minutes on two cores. Needs build/kvq; `wiki` also needs KVQ_SHARED, a folder with
+# an hour on two cores, most of it for `plans`. Needs build/kvq; `wiki` also needs KVQ_SHARED, a folder with
 # data/text/wiki-heldout.txt; `peers` needs Python packages (tools/peers).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -54,20 +54,21 @@ if wanted wiki && [ -n "${KVQ_SHARED:-}" ]; then
 fi
 if wanted plans && [ -n "${KVQ_SHARED:-}" ]; then
   # Stored bits a number; the published method counts codes alone, its format adds 0.25.
-  plans=()
+  sensitivity=() norm=()
   mkdir -p build/plans
   for bits in 1.75 2.0 2.25 2.5 3.0 3.5; do
     $kvq plan --budget $bits --calibration "$KVQ_SHARED/data/text/wikitext2-raw-test.txt" \
       --threads $threads -o build/plans/sensitivity_$bits.json
-    $kvq plan --budget $bits --threads $threads -o build/plans/own-text_$bits.json
     $kvq plan --method norm --budget "$(awk "BEGIN { print $bits - 0.25 }")" -o build/plans/norm_$bits.json
-    for method in norm sensitivity own-text; do plans+=(--plan build/plans/${method}_$bits.json); done
+    sensitivity+=(--plan "build/plans/sensitivity_$bits.json")
+    norm+=(--plan "build/plans/norm_$bits.json")
   done
-  mapfile -t uniform < <(formats k2v1 k2:g128,v1.58:g128 k3v1 k2v2 k3:g128,v1.58:g128 k3v2 \
-    k4:g128,v1.58:g128 k4v2 k3v3)
-  tools/record.py plans $kvq eval --text "$KVQ_SHARED/data/text/wiki-heldout.txt" --windows 64 \
-    --tasks models/demo-llama/tasks/recall.jsonl --tasks models/demo-llama/tasks/arith.jsonl \
-    "${uniform[@]}" "${plans[@]}" --threads $threads
+  plan_eval=("$kvq" eval --text "$KVQ_SHARED/data/text/wiki-heldout.txt" --windows 64
+    --tasks models/demo-llama/tasks/recall.jsonl --tasks models/demo-llama/tasks/arith.jsonl)
+  mapfile -t uniform < <(formats k2v2 k3v2 k4v2)
+  tools/record.py plans "${plan_eval[@]}" "${uniform[@]}" "${sensitivity[@]}" --threads $threads
+  mapfile -t uniform < <(formats k2v1 k1.58v1.58 k3v3 k4:affine,v2:affine)
+  tools/record.py plans_norm "${plan_eval[@]}" "${uniform[@]}" "${norm[@]}" --threads $threads
 fi
 if wanted generate; then
   tools/record.py generate $kvq bench generate --prompt-tokens 1500 --new-tokens 256 --rounds 7 \

@@ -138,7 +138,7 @@ def accuracy_wiki(results):
 
 def plans(results):
     """Each budget's best uniform format beside its plans."""
-    entries = results.formats("plans")
+    entries = {**results.formats("plans"), **results.formats("plans_norm")}
     planned = {}
     for name, entry in entries.items():
         match = re.fullmatch(r".*/([\w-]+)_([\d.]+)\.json", name)
@@ -162,7 +162,7 @@ def plans(results):
             if method in methods:
                 add(label, f"{budget:g}", methods[method])
     header = ["plan", "budget", "bits a number", "KL to 16 bits"] + [f"{name} exact" for name in tasks]
-    return table(header, rows) + "\n" + results.provenance("plans")
+    return table(header, rows) + "\n" + results.provenance("plans", "plans_norm")
 
 
 def speed_attention(results):
