@@ -138,10 +138,11 @@ nlohmann::ordered_json to_json(const Evaluation& evaluation, const EvalOptions& 
 Result<int> run_eval(const EvalOptions& options) {
   KVQ_RETURN_IF_ERROR(options.json.check());
   KVQ_ASSIGN_OR_RETURN(LoadedModel model, load_model(options.model, options.machine));
-  std::vector<NamedSpec> formats;
   KVQ_ASSIGN_OR_RETURN(const std::filesystem::path directory, options.model.find());
   KVQ_ASSIGN_OR_RETURN(
       auto named, cache_formats(options.cache, model.engine.config(), directory, {kDefaultSpec}));
+  std::vector<NamedSpec> formats;
+  formats.reserve(named.size());
   for (CacheFormat& format : named) {
     formats.push_back({std::move(format.name), std::move(format.spec)});
   }

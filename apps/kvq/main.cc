@@ -46,10 +46,9 @@ int run(int argument_count, char** arguments) {
       "id of a Hugging Face model in the local cache; without one, the embedded demo\n"
       "model runs.\n"
       "Exit status: 0 done, 1 failed, 2 wrong command line, 130 interrupted.");
-  std::vector<kvq::Command> commands = {kvq::add_info(root), kvq::add_generate(root),
-                                        kvq::add_eval(root), kvq::add_norms(root),
-                                        kvq::add_plan(root), kvq::add_analyze(root),
-                                        kvq::add_report(root)};
+  std::vector<kvq::Command> commands = {
+      kvq::add_info(root), kvq::add_generate(root), kvq::add_eval(root),  kvq::add_norms(root),
+      kvq::add_plan(root), kvq::add_analyze(root),  kvq::add_report(root)};
   CLI::App* bench = root.add_subcommand("bench", "Measure speed");
   bench->require_subcommand(0, 1);
   commands.push_back(kvq::add_bench_append(*bench));

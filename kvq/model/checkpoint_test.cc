@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "kvq/base/half.h"
-#include "kvq/model/safetensors.h"
 #include "kvq/base/test_directory.h"
+#include "kvq/model/safetensors.h"
 
 namespace kvq {
 namespace {

@@ -4,9 +4,9 @@
 
 #include <nlohmann/json.hpp>
 
+#include "kvq/base/test_directory.h"
 #include "kvq/model/architecture.h"
 #include "kvq/model/checkpoint.h"
-#include "kvq/base/test_directory.h"
 
 namespace kvq {
 namespace {

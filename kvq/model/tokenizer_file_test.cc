@@ -5,8 +5,8 @@
 #include <random>
 
 #include "kvq/base/file.h"
-#include "kvq/model/regex.h"
 #include "kvq/base/test_directory.h"
+#include "kvq/model/regex.h"
 #include "kvq/model/tokenizer.h"
 
 namespace kvq {
