@@ -26,7 +26,7 @@ Result<std::vector<TokenWindow>> cut_windows(const Tokenizer& tokenizer, std::st
 
 Result<std::vector<TokenWindow>> write_windows(Engine& engine, const Tokenizer& tokenizer,
                                                const WindowOptions& options, std::uint64_t seed,
-                                               std::shared_ptr<PagePool> pool) {
+                                               const std::shared_ptr<PagePool>& pool) {
   KVQ_ASSIGN_OR_RETURN(TokenWindow begin, tokenizer.encode("", true));
   if (begin.empty()) {
     KVQ_ASSIGN_OR_RETURN(begin, tokenizer.encode("\n", true));
@@ -37,8 +37,7 @@ Result<std::vector<TokenWindow>> write_windows(Engine& engine, const Tokenizer& 
   generation.sampling = {.temperature = 1, .top_k = 0, .top_p = 1, .seed = seed};
   generation.ignore_stop_tokens = true;
   const auto spec = std::make_shared<const CacheSpec>(engine.cache_spec(LayerSpec{}, 0, 64));
-  KVQ_ASSIGN_OR_RETURN(const Generation written,
-                       generate(engine, windows, spec, std::move(pool), generation));
+  KVQ_ASSIGN_OR_RETURN(const Generation written, generate(engine, windows, spec, pool, generation));
   for (std::size_t i = 0; i < windows.size(); ++i) {
     windows[i].insert(windows[i].end(), written.tokens[i].begin(), written.tokens[i].end());
   }

@@ -30,6 +30,6 @@ Result<std::vector<TokenWindow>> cut_windows(const Tokenizer& tokenizer, std::st
 // the same seed. A stop token does not end a window.
 Result<std::vector<TokenWindow>> write_windows(Engine& engine, const Tokenizer& tokenizer,
                                                const WindowOptions& options, std::uint64_t seed,
-                                               std::shared_ptr<PagePool> pool);
+                                               const std::shared_ptr<PagePool>& pool);
 
 }  // namespace kvq
