@@ -7,15 +7,9 @@
 #include <vector>
 
 #include "kvq/base/status.h"
+#include "kvq/codec/bits.h"
 
 namespace kvq {
-
-// Tokens in a packed page.
-inline constexpr int kPageTokens = 64;
-
-// Stored width of one number. kTernary has three levels ("1.58 bits") and takes 1.6 bits; k16 is
-// unquantized fp16 (its axis, group, parameters, fit and rotation mean nothing).
-enum class Bits : std::uint8_t { k1, kTernary, k2, k3, k4, k5, k6, k8, k16 };
 
 // What one scale belongs to.
 enum class Axis : std::uint8_t {

@@ -1,0 +1,231 @@
+// Times decode attention over packed pages on a CUDA device.
+//
+// Reads cases from standard input, a line each: SPEC SEQUENCES QUERY_HEADS KV_HEADS TOKENS HEAD_DIM
+// and prints a line of JSON for each. A graph of launches that rotate over at least 300 MB of pages
+// (more than twice any L2), through shuffled page tables; every page is distinct memory.
+#include <cuda_runtime_api.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <iostream>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "kvq/attention/cuda/decode.h"
+#include "kvq/codec/pack.h"
+
+namespace kvq::cuda {
+namespace {
+
+constexpr std::size_t kRotatedBytes = std::size_t{300} << 20;
+constexpr int kReplays = 30;
+constexpr int kDistinctPages = 512;  // by content
+
+void check(cudaError_t error) {
+  if (error == cudaSuccess) return;
+  std::fprintf(stderr, "CUDA: %s\n", cudaGetErrorString(error));
+  std::exit(1);
+}
+
+struct Memory {
+  explicit Memory(std::size_t bytes) { check(cudaMalloc(&data, bytes)); }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  ~Memory() { cudaFree(data); }
+  void* data = nullptr;
+};
+
+struct Case {
+  std::string spec;
+  int sequences;
+  int query_heads;
+  int kv_heads;
+  std::int64_t tokens;
+  int head_dim;
+  bool deterministic;
+};
+
+std::vector<std::byte> random_pages(const PageFormat& format) {
+  std::mt19937_64 engine(1);
+  std::normal_distribution<float> normal;
+  std::vector<std::byte> pages(kDistinctPages * format.page_bytes);
+  std::vector<Half> key(kPageTokens * format.head_dim());
+  std::vector<Half> value(key.size());
+  for (int i = 0; i < kDistinctPages; ++i) {
+    for (Half& number : key) number = to_half(normal(engine));
+    for (Half& number : value) number = to_half(normal(engine));
+    pack_page(format, key.data(), value.data(), pages.data() + i * format.page_bytes, host_isa());
+  }
+  return pages;
+}
+
+// Pages, a table and a query; what one launch reads.
+struct Input {
+  Input(const Case& test, const PageFormat& format, const std::vector<std::byte>& distinct, int seed)
+      : pages(bytes_of(test, format)),
+        table(test.sequences * page_count(test) * sizeof(std::int32_t)),
+        query(query_bytes(test)),
+        output(query_bytes(test)) {
+    const std::size_t total = bytes_of(test, format);
+    std::size_t filled = std::min(total, distinct.size());
+    check(cudaMemcpy(pages.data, distinct.data(), filled, cudaMemcpyHostToDevice));
+    std::byte* const start = static_cast<std::byte*>(pages.data);
+    for (; filled < total; filled += std::min(filled, total - filled)) {
+      check(cudaMemcpy(start + filled, start, std::min(filled, total - filled),
+                       cudaMemcpyDeviceToDevice));
+    }
+    std::mt19937_64 engine(seed);
+    std::vector<std::int32_t> order(test.sequences * page_count(test));
+    std::iota(order.begin(), order.end(), 0);
+    std::shuffle(order.begin(), order.end(), engine);
+    check(cudaMemcpy(table.data, order.data(), order.size() * sizeof(std::int32_t),
+                     cudaMemcpyHostToDevice));
+    std::normal_distribution<float> normal;
+    std::vector<BFloat16> numbers(query_bytes(test) / sizeof(BFloat16));
+    for (BFloat16& number : numbers) number = to_bfloat16(normal(engine));
+    check(cudaMemcpy(query.data, numbers.data(), query_bytes(test), cudaMemcpyHostToDevice));
+  }
+
+  static std::size_t page_count(const Case& test) {
+    return static_cast<std::size_t>((test.tokens + kPageTokens - 1) / kPageTokens);
+  }
+  static std::size_t bytes_of(const Case& test, const PageFormat& format) {
+    return test.sequences * page_count(test) * test.kv_heads * format.page_bytes;
+  }
+  static std::size_t query_bytes(const Case& test) {
+    return std::size_t(test.sequences) * test.query_heads * test.head_dim * sizeof(BFloat16);
+  }
+
+  Memory pages;
+  Memory table;
+  Memory query;
+  Memory output;
+};
+
+DecodeBatch batch_of(const Case& test, const PageFormat& format, const Input& input,
+                     const SequenceLength* lengths) {
+  DecodeBatch batch;
+  batch.sequences = test.sequences;
+  batch.query = input.query.data;
+  batch.output = input.output.data;
+  batch.query_type = batch.output_type = NumberType::kBFloat16;
+  batch.pages = static_cast<std::byte*>(input.pages.data);
+  batch.page_table = static_cast<std::int32_t*>(input.table.data);
+  batch.head_stride = static_cast<std::int64_t>(format.page_bytes);
+  batch.page_stride = batch.head_stride * test.kv_heads;
+  batch.table_stride = static_cast<std::int32_t>(Input::page_count(test));
+  batch.lengths = lengths;
+  return batch;
+}
+
+// Microseconds of a launch in each replay, ascending.
+std::vector<double> time_graph(cudaGraphExec_t graph, cudaStream_t stream, int launches) {
+  cudaEvent_t begin;
+  cudaEvent_t end;
+  check(cudaEventCreate(&begin));
+  check(cudaEventCreate(&end));
+  std::vector<double> times;
+  for (int i = 0; i < kReplays + 3; ++i) {
+    check(cudaEventRecord(begin, stream));
+    check(cudaGraphLaunch(graph, stream));
+    check(cudaEventRecord(end, stream));
+    check(cudaEventSynchronize(end));
+    float milliseconds = 0;
+    check(cudaEventElapsedTime(&milliseconds, begin, end));
+    if (i >= 3) times.push_back(1e3 * milliseconds / launches);
+  }
+  check(cudaEventDestroy(begin));
+  check(cudaEventDestroy(end));
+  std::sort(times.begin(), times.end());
+  return times;
+}
+
+Status measure(const Case& test) {
+  KVQ_ASSIGN_OR_RETURN(const LayerSpec spec, parse_layer_spec(test.spec));
+  KVQ_ASSIGN_OR_RETURN(const PageFormat format, PageFormat::create(spec, test.head_dim));
+  const AttentionShape shape{.query_heads = test.query_heads,
+                             .kv_heads = test.kv_heads,
+                             .head_dim = test.head_dim,
+                             .scale = 1.0F / std::sqrt(static_cast<float>(test.head_dim))};
+  KVQ_ASSIGN_OR_RETURN(
+      const Decode decode,
+      Decode::create(shape, format,
+                     {.max_sequences = test.sequences, .deterministic = test.deterministic}));
+  const std::vector<std::byte> distinct = random_pages(format);
+  const std::size_t bytes = Input::bytes_of(test, format);
+  const int rotated = static_cast<int>(std::max<std::size_t>(2, kRotatedBytes / bytes + 1));
+  std::vector<std::unique_ptr<Input>> inputs;
+  for (int i = 0; i < rotated; ++i) {
+    inputs.push_back(std::make_unique<Input>(test, format, distinct, i));
+  }
+  const std::vector<SequenceLength> lengths(
+      test.sequences, {static_cast<std::int32_t>(Input::page_count(test)), 0, 0});
+  const Memory device_lengths(lengths.size() * sizeof(SequenceLength));
+  check(cudaMemcpy(device_lengths.data, lengths.data(), lengths.size() * sizeof(SequenceLength),
+                   cudaMemcpyHostToDevice));
+  const Memory workspace(decode.workspace_bytes());
+  cudaStream_t stream;
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  KVQ_RETURN_IF_ERROR(decode.initialize(workspace.data, stream));
+  check(cudaStreamSynchronize(stream));
+
+  const int launches = (8 + rotated - 1) / rotated * rotated;
+  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  for (int i = 0; i < launches; ++i) {
+    KVQ_RETURN_IF_ERROR(decode.run(
+        batch_of(test, format, *inputs[i % rotated],
+                 static_cast<const SequenceLength*>(device_lengths.data)),
+        workspace.data, stream));
+  }
+  cudaGraph_t graph;
+  cudaGraphExec_t executable;
+  check(cudaStreamEndCapture(stream, &graph));
+  check(cudaGraphInstantiate(&executable, graph, 0));
+  const std::vector<double> times = time_graph(executable, stream, launches);
+  check(cudaGraphExecDestroy(executable));
+  check(cudaGraphDestroy(graph));
+  check(cudaStreamDestroy(stream));
+
+  const double median = times[times.size() / 2];
+  fmt::print(
+      R"({{"spec": "{}", "shape": [{}, {}, {}, {}, {}], "kernel": "{}", "deterministic": {}, )"
+      R"("microseconds": {:.2f}, "p10": {:.2f}, "p90": {:.2f}, "gigabytes_per_second": {:.0f}}})"
+      "\n",
+      test.spec, test.sequences, test.query_heads, test.kv_heads, test.tokens, test.head_dim,
+      decode.kernel_name(), test.deterministic, median, times[times.size() / 10],
+      times[times.size() * 9 / 10], static_cast<double>(bytes) / median * 1e-3);
+  std::fflush(stdout);
+  return {};
+}
+
+int run() {
+  std::string line;
+  while (std::getline(std::cin, line)) {
+    std::istringstream words(line);
+    Case test{};
+    std::string mode;
+    if (!(words >> test.spec >> test.sequences >> test.query_heads >> test.kv_heads >>
+          test.tokens >> test.head_dim)) {
+      std::fprintf(stderr, "expected SPEC SEQUENCES QUERY_HEADS KV_HEADS TOKENS HEAD_DIM "
+                           "[deterministic], found: %s\n", line.c_str());
+      return 2;
+    }
+    test.deterministic = words >> mode && mode == "deterministic";
+    if (const Status status = measure(test); !status) {
+      std::fprintf(stderr, "%s: %s\n", line.c_str(), status.error().message.c_str());
+      return 1;
+    }
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace kvq::cuda
+
+int main() { return kvq::cuda::run(); }

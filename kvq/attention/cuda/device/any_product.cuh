@@ -1,0 +1,233 @@
+// The product of a packed block with an operand, for any width, axis, group and parameters: all of
+// them known at run time only. As block_product.cuh, which says what is computed; here the width is
+// a switch in every step, and loops over steps are not unrolled, so that one small body serves all
+// formats. Operands lie in local memory.
+#pragma once
+
+#include "kvq/attention/cuda/device/block_product.cuh"
+
+namespace kvq::cuda {
+
+__device__ __forceinline__ float any_power_of_two(int exponent) {
+  return __uint_as_float(static_cast<unsigned>(127 + exponent) << 23);
+}
+
+// Exponent of the unit of row tile `tile`, rows 2g + r: kUnitPower + power() of the width.
+__device__ __forceinline__ int unit_exponent(Bits bits, int tile, int r) {
+  switch (bits) {
+    case Bits::k1:
+      return Codes<Bits::k1>::kUnitPower + Codes<Bits::k1>::power(tile, r);
+    case Bits::kTernary:
+      return Codes<Bits::kTernary>::kUnitPower + Codes<Bits::kTernary>::power(tile, r);
+    case Bits::k2:
+      return Codes<Bits::k2>::kUnitPower + Codes<Bits::k2>::power(tile, r);
+    case Bits::k3:
+    case Bits::k4:
+      return Codes<Bits::k4>::kUnitPower + Codes<Bits::k4>::power(tile, r);
+    case Bits::k5:
+    case Bits::k6:
+    case Bits::k8:
+      return Codes<Bits::k8>::kUnitPower;
+    default:
+      return 0;
+  }
+}
+
+__device__ __forceinline__ void load_any_codes(const TensorLayout& layout, std::uint32_t block,
+                                               int step, Lane lane, FragmentA (&a)[4]) {
+  switch (layout.bits) {
+    case Bits::k1:
+      return Codes<Bits::k1>::load(block, step, layout.steps, lane, a);
+    case Bits::kTernary:
+      return Codes<Bits::kTernary>::load(block, step, layout.steps, lane, a);
+    case Bits::k2:
+      return Codes<Bits::k2>::load(block, step, layout.steps, lane, a);
+    case Bits::k3:
+      return Codes<Bits::k3>::load(block, step, layout.steps, lane, a);
+    case Bits::k4:
+      return Codes<Bits::k4>::load(block, step, layout.steps, lane, a);
+    case Bits::k5:
+      return Codes<Bits::k5>::load(block, step, layout.steps, lane, a);
+    case Bits::k6:
+      return Codes<Bits::k6>::load(block, step, layout.steps, lane, a);
+    case Bits::k8:
+      return Codes<Bits::k8>::load(block, step, layout.steps, lane, a);
+    case Bits::k16:
+      return Codes<Bits::k16>::load(block, step, layout.steps, lane, a);
+  }
+}
+
+// Row-wise parameters of a lane's rows, [tile][r], from the vector at `address`.
+__device__ __forceinline__ void load_any_row_parameters(std::uint32_t address, int group_rows,
+                                                        Lane lane, float (&numbers)[4][2]) {
+  if (group_rows == 1) return load_row_parameters(address, lane, numbers);
+  const uint2 words = load_shared_8(address + 8 * (group_rows == 2 ? lane.g : lane.g >> 1));
+  float pairs[2][2];
+  half_pair_to_floats(words.x, pairs[0]);
+  half_pair_to_floats(words.y, pairs[1]);
+  for (int j = 0; j < 4; ++j) numbers[j][0] = numbers[j][1] = pairs[j / 2][j % 2];
+}
+
+// Depth-wise parameters of vector `n` of a lane's depths of one step, in the order of an operand's
+// b[0] and b[1].
+__device__ __forceinline__ uint2 load_depth_parameters(std::uint32_t section,
+                                                       const TensorLayout& layout, int n, int step,
+                                                       Lane lane) {
+  const int span = 2 * layout.group_depth;  // steps of a 64-byte piece
+  const int x = step % span;
+  const std::uint32_t run = section + 64 * ((step / span) * layout.row_groups + n) + 16 * lane.t;
+  if (layout.group_depth == 4) {
+    const std::uint32_t number = load_shared_2(run + 2 * x);
+    return make_uint2(number * 0x00010001U, number * 0x00010001U);
+  }
+  const std::uint32_t even = load_shared_4(run + 4 * x);
+  return make_uint2(even, layout.group_depth == 2 ? even : load_shared_4(run + 8 + 4 * x));
+}
+
+template <int kSteps, int kColumns>
+__device__ __forceinline__ void add_any_depth_wise(const TensorLayout& layout, std::uint32_t block,
+                                                   std::uint32_t scales, std::uint32_t centers,
+                                                   int first_row, Lane lane,
+                                                   const Operand<kSteps, kColumns>& operand,
+                                                   BlockSum<kColumns>& sum) {
+  const std::uint32_t minus_middle = bits_of(__float2half2_rn(-layout.middle));
+  const FragmentA middle = {minus_middle, minus_middle, minus_middle, minus_middle};
+  BlockSum<kColumns> constant = {};
+#pragma unroll 1
+  for (int step = 0; step < layout.steps; ++step) {
+    FragmentA a[4];
+    load_any_codes(layout, block, step, lane, a);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int n = (first_row + 16 * j) / layout.group_rows;
+      const uint2 scale = load_depth_parameters(scales, layout, n, step, lane);
+      const uint2 center =
+          layout.affine ? load_depth_parameters(centers, layout, n, step, lane) : uint2{};
+      const FragmentA center_rows = {center.x, center.x, center.y, center.y};
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+        const FragmentB& b = operand.b[step][c];
+        const std::uint32_t b0 = multiply(b[0], scale.x);
+        const std::uint32_t b1 = multiply(b[1], scale.y);
+        multiply_add(sum[j][c], a[j], b0, b1);
+        multiply_add(constant[j][c], middle, b0, b1);
+        if (layout.affine) multiply_add(constant[j][c], center_rows, b[0], b[1]);
+      }
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      for (int e = 0; e < 4; ++e) {
+        sum[j][c][e] +=
+            constant[j][c][e & 1] * any_power_of_two(unit_exponent(layout.bits, j, e >> 1));
+      }
+    }
+  }
+}
+
+// scales, centers: the block's first vector.
+template <int kSteps, int kColumns>
+__device__ __forceinline__ void add_any_row_wise(const TensorLayout& layout, std::uint32_t block,
+                                                 std::uint32_t scales, std::uint32_t centers,
+                                                 Lane lane,
+                                                 const Operand<kSteps, kColumns>& operand,
+                                                 BlockSum<kColumns>& sum) {
+  const FragmentA ones = {kHalfOnes, kHalfOnes, kHalfOnes, kHalfOnes};
+  const int vector_bytes = 2 * (kPageTokens / layout.group_rows);
+  BlockSum<kColumns> product = {};
+  FragmentC total[kColumns] = {};
+#pragma unroll 1
+  for (int step = 0; step < layout.steps; ++step) {
+    FragmentA a[4];
+    load_any_codes(layout, block, step, lane, a);
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      const FragmentB& b = operand.b[step][c];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) multiply_add(product[j][c], a[j], b[0], b[1]);
+      multiply_add(total[c], ones, b[0], b[1]);
+    }
+    const bool group_ends = 16 * (step + 1) % layout.group_depth == 0;
+    if (!group_ends && step + 1 != layout.steps) continue;
+    const int vector = 16 * step / layout.group_depth * vector_bytes;
+    float scale[4][2];
+    float center[4][2] = {};
+    load_any_row_parameters(scales + vector, layout.group_rows, lane, scale);
+    if (layout.affine) load_any_row_parameters(centers + vector, layout.group_rows, lane, center);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+        for (int e = 0; e < 4; ++e) {
+          const int r = e >> 1;
+          const float constant =
+              total[c][e & 1] * any_power_of_two(unit_exponent(layout.bits, j, r));
+          sum[j][c][e] += scale[j][r] * (product[j][c][e] - layout.middle * constant) +
+                          center[j][r] * constant;
+          product[j][c][e] = 0;
+        }
+      }
+    }
+    for (int c = 0; c < kColumns; ++c) {
+      for (int e = 0; e < 4; ++e) total[c][e] = 0;
+    }
+  }
+}
+
+template <int kSteps, int kColumns>
+__device__ __forceinline__ void add_any_plain(const TensorLayout& layout, std::uint32_t block,
+                                              Lane lane, const Operand<kSteps, kColumns>& operand,
+                                              BlockSum<kColumns>& sum) {
+#pragma unroll 1
+  for (int step = 0; step < layout.steps; ++step) {
+    FragmentA a[4];
+    Codes<Bits::k16>::load(block, step, layout.steps, lane, a);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+        multiply_add(sum[j][c], a[j], operand.b[step][c][0], operand.b[step][c][1]);
+      }
+    }
+  }
+}
+
+// Block `block` of a tensor, in the page at shared address `page`.
+template <int kSteps, int kColumns>
+__device__ __forceinline__ void add_any_product(const TensorLayout& layout, std::uint32_t page,
+                                                int block, Lane lane,
+                                                const Operand<kSteps, kColumns>& operand,
+                                                BlockSum<kColumns>& sum) {
+  const std::uint32_t planes = page + layout.planes + block * layout.block_bytes;
+  if (layout.bits == Bits::k16) {
+    add_any_plain(layout, planes, lane, operand, sum);
+  } else if (layout.depth_wise) {
+    add_any_depth_wise(layout, planes, page + layout.scales, page + layout.centers,
+                       block * kPageTokens, lane, operand, sum);
+  } else {
+    // Bytes of the vectors of the blocks before.
+    const int before = 2 * block * layout.depth_groups * (kPageTokens / layout.group_rows);
+    add_any_row_wise(layout, planes, page + layout.scales + before, page + layout.centers + before,
+                     lane, operand, sum);
+  }
+}
+
+// Multiplies with 2^(sign * unit exponent) * factor: sign -1 takes sums to units of 1, 1 takes them
+// back.
+template <int kColumns>
+__device__ __forceinline__ void scale_any_units(Bits bits, int sign, float factor,
+                                                BlockSum<kColumns>& sum) {
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const float unit = factor * any_power_of_two(sign * unit_exponent(bits, j, e >> 1));
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) sum[j][c][e] *= unit;
+    }
+  }
+}
+
+}  // namespace kvq::cuda

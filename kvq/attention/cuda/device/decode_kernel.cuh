@@ -1,0 +1,185 @@
+// The decode kernel: one block a multiprocessor, each of its warps for itself.
+//
+// A warp has one page in shared memory. While it waits for the next one, the other warps compute:
+// twelve single buffers keep the memory busier than deeper rings of fewer warps, whose bytes in
+// flight are shared out unfairly. For every page
+//
+//   scores S [64 tokens x 8 heads] = K q     matrix instructions on packed codes
+//   weights P = 2^(S - reference)            in the registers of S, transposed into operands
+//   sums O [channels x 8 heads] += V P       matrix instructions on packed codes
+//
+// Cost, k4v2 with 128 channels: about 640 instructions of a warp for a page of 6,656 bytes, 40 % of
+// what a multiprocessor can issue while its share of the memory's bandwidth delivers the page.
+//
+// Shared memory: [16] barriers of 8 bytes, [16] flags of 4 bytes, pad to 256; then a region for each
+// warp, its page and in the end its partial result.
+#pragma once
+
+#include "kvq/attention/cuda/device/exact_rows.cuh"
+#include "kvq/attention/cuda/device/page_copy.cuh"
+#include "kvq/attention/cuda/device/page_kernels.cuh"
+#include "kvq/attention/cuda/device/partial_results.cuh"
+#include "kvq/attention/cuda/device/work.cuh"
+
+namespace kvq::cuda {
+
+inline constexpr int kSharedHeader = 256;
+
+template <class Page, int kBlocks, int kColumns>
+class DecodeWarp {
+ public:
+  static constexpr int kSteps = 4 * kBlocks;
+
+  __device__ DecodeWarp(const DecodeParams& params, std::byte* shared)
+      : params_(params),
+        shared_(shared),
+        lane_(this_lane()),
+        index_(static_cast<int>(threadIdx.x / 32)),
+        warps_per_block_(static_cast<int>(blockDim.x / 32)),
+        warp_(static_cast<int>(blockIdx.x) * warps_per_block_ + index_),
+        warps_(static_cast<int>(gridDim.x) * warps_per_block_),
+        buffer_(static_cast<std::uint32_t>(__cvta_generic_to_shared(shared)) + kSharedHeader +
+                index_ * params.region_bytes),
+        copy_(static_cast<std::uint32_t>(__cvta_generic_to_shared(shared)) + 8 * index_, lane_),
+        work_(params, warp_, warps_, lane_) {}
+
+  __device__ __forceinline__ void run() {
+    Unit unit = work_.first();
+    start(unit);
+    begin_item(unit);
+    while (unit.kind != Unit::kNone) {
+      const bool fixed_next = work_.next_is_fixed();
+      const int claim = fixed_next ? 0 : work_.start_claim();
+      Unit next;
+      bool new_item = false;
+      Closing closing;
+      if (unit.kind == Unit::kPage) {
+        if (exact_) enter_pages();
+        copy_.wait();
+        BlockSum<kColumns> scores = {};
+        Page::scores(params_, buffer_, lane_, query_, terms_, scores);
+        Operand<4, kColumns> weights;
+        sum_.weigh(scores, weights);
+        Page::add_values(params_, buffer_, lane_, weights, sum_.values);
+        __syncwarp();
+      } else {
+        const ExactRows rows(params_, work_.sequence(), work_.kv_head(), work_.length());
+        attend_exact(params_, rows, kExactUnitRows * unit.index, lane_, query_, sum_);
+      }
+      if (fixed_next) {
+        if (work_.next_begins_item()) {
+          closing = close();
+          new_item = true;
+        }
+        next = work_.advance();
+      } else {
+        next = work_.finish_claim(claim);
+      }
+      start(next);
+      if (new_item) {
+        finish_passing(closing);
+        begin_item(next);
+      }
+      unit = next;
+    }
+    finish();
+  }
+
+ private:
+  __device__ __forceinline__ void start(const Unit& unit) {
+    if (unit.kind != Unit::kPage) return;
+    const std::int32_t page = __ldg(
+        params_.page_table + static_cast<std::int64_t>(work_.sequence()) * params_.table_stride +
+        unit.index);
+    copy_.start(buffer_,
+                params_.pages + page * params_.page_stride + work_.kv_head() * params_.head_stride,
+                params_.page_bytes);
+  }
+
+  __device__ __forceinline__ Closing close() const {
+    const int tile_heads = kHeadTile * kColumns;
+    const std::int64_t kv_head =
+        static_cast<std::int64_t>(work_.sequence()) * params_.kv_heads + work_.kv_head();
+    return {work_.contributors(), work_.item(),
+            kv_head * params_.heads + work_.head_tile() * tile_heads,
+            min(tile_heads, params_.heads - work_.head_tile() * tile_heads)};
+  }
+
+  __device__ __forceinline__ void take_query(int rotation) {
+    const std::int64_t kv_head =
+        static_cast<std::int64_t>(work_.sequence()) * params_.kv_heads + work_.kv_head();
+    const int first = work_.head_tile() * kHeadTile * kColumns;
+    load_query(params_, kv_head * params_.heads + first, params_.heads - first, rotation, lane_,
+               query_);
+    Page::prepare(params_, query_, terms_);
+  }
+
+  __device__ __forceinline__ void begin_item(const Unit& unit) {
+    sum_.clear();
+    exact_ = unit.kind == Unit::kExact;
+    take_query(exact_ ? 1 : params_.key_rotation);
+  }
+
+  // From exact rows to pages: other queries, other units, and sums in the values' rotated space.
+  __device__ __forceinline__ void enter_pages() {
+    exact_ = false;
+    take_query(params_.key_rotation);
+    if (params_.value_rotation > 1) rotate_values(sum_.values, params_.value_rotation, lane_);
+    Page::from_plain(params_, sum_.values);
+  }
+  __device__ __forceinline__ void leave_units() {
+    if (!exact_) {
+      Page::to_plain(params_, sum_.values);
+    } else if (params_.value_rotation > 1) {
+      rotate_values(sum_.values, params_.value_rotation, lane_);
+    }
+  }
+
+  // The warp ended an item and goes on to the next.
+  __device__ __forceinline__ void finish_passing(const Closing& closing) {
+    using Group = GroupResult<kBlocks, kColumns>;
+    leave_units();
+    WarpResult<kBlocks, kColumns>::finish(
+        params_, closing, warps_ + warp_, closing.contributors.count(warps_per_block_),
+        [&](int i) {
+          return Group::slot_number(closing.contributors, i, warps_per_block_, warps_);
+        },
+        lane_, sum_);
+  }
+
+  __device__ __forceinline__ void finish() {
+    leave_units();
+    const Closing closing = close();
+    const int block_first = warp_ - index_;
+    const int first = max(closing.contributors.first, block_first);
+    const int last = min(closing.contributors.last, block_first + warps_per_block_ - 1);
+    GroupResult<kBlocks, kColumns>(params_, closing, shared_ + kSharedHeader,
+                                   reinterpret_cast<int*>(shared_ + 128) + first - block_first,
+                                   first - block_first, warp_ - first, last - first + 1, lane_)
+        .finish(sum_, first, warps_per_block_, warps_);
+  }
+
+  const DecodeParams& params_;
+  std::byte* shared_;
+  Lane lane_;
+  int index_;  // of the warp in its block
+  int warps_per_block_;
+  int warp_;
+  int warps_;
+  std::uint32_t buffer_;
+  PageCopy copy_;
+  Work work_;
+  bool exact_;  // sums are of exact rows: units of 1, not rotated
+  Query<kSteps, kColumns> query_;
+  typename Page::template QueryTerms<kSteps, kColumns> terms_;
+  SoftmaxSum<kBlocks, kColumns> sum_;
+};
+
+template <class Page, int kBlocks, int kColumns, int kMaxWarps>
+__global__ void __launch_bounds__(32 * kMaxWarps, 1)
+    decode_kernel(const __grid_constant__ DecodeParams params) {
+  extern __shared__ __align__(128) std::byte shared[];
+  DecodeWarp<Page, kBlocks, kColumns>(params, shared).run();
+}
+
+}  // namespace kvq::cuda

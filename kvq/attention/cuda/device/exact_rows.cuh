@@ -1,0 +1,114 @@
+// Sixteen exact rows: the keys and values are fp16 in memory, read straight into fragments. Sums
+// are in units of 1, keys and values unrotated.
+//
+//   K: lane 4g + t reads channels 4t .. 4t+3 of rows 2g, 2g+1     (8 bytes a row and step)
+//   V: lane 4g + t reads channels 2g, 2g+1 of rows 4t .. 4t+3     (4 bytes a row and tile)
+#pragma once
+
+#include <limits>
+
+#include "kvq/attention/cuda/device/query.cuh"
+#include "kvq/attention/cuda/device/softmax.cuh"
+
+namespace kvq::cuda {
+
+// The exact rows of one kv head of one sequence: sinks, then tail.
+struct ExactRows {
+  std::int64_t sink_offset;  // elements
+  std::int64_t tail_offset;
+  int sinks;
+  int count;
+  int head_dim;
+
+  __device__ ExactRows(const DecodeParams& params, int sequence, int kv_head, SequenceLength length)
+      : sink_offset(sequence * params.sinks.sequence_stride + kv_head * params.sinks.head_stride),
+        tail_offset(sequence * params.tail.sequence_stride + kv_head * params.tail.head_stride),
+        sinks(length.sinks),
+        count(length.sinks + length.tail),
+        head_dim(params.head_dim) {}
+
+  // A row from `count` on is the last one.
+  __device__ const std::uint16_t* row(const std::uint16_t* sink_rows,
+                                      const std::uint16_t* tail_rows, int index) const {
+    index = min(index, count - 1);
+    return index < sinks ? sink_rows + sink_offset + static_cast<std::int64_t>(index) * head_dim
+                         : tail_rows + tail_offset +
+                               static_cast<std::int64_t>(index - sinks) * head_dim;
+  }
+};
+
+// Scores of rows first .. first + 15, in units of log2; rows that do not exist: -infinity.
+template <int kSteps, int kColumns>
+__device__ __forceinline__ void exact_scores(const DecodeParams& params, const ExactRows& rows,
+                                             int first, Lane lane,
+                                             const Query<kSteps, kColumns>& query,
+                                             FragmentC (&scores)[1][kColumns]) {
+  const std::uint16_t* key[2];
+  for (int r = 0; r < 2; ++r) {
+    key[r] =
+        rows.row(params.sinks.key, params.tail.key, first + 2 * lane.g + r) + 4 * lane.t;
+  }
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) {
+    if (16 * step >= rows.head_dim) break;
+    FragmentA a;
+    for (int r = 0; r < 2; ++r) {
+      const uint2 words = *reinterpret_cast<const uint2*>(key[r] + 16 * step);
+      a[r] = __byte_perm(words.x, words.y, 0x5410);
+      a[r + 2] = __byte_perm(words.x, words.y, 0x7632);
+    }
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      multiply_add(scores[0][c], a, query.operand.b[step][c][0], query.operand.b[step][c][1]);
+    }
+  }
+  for (int c = 0; c < kColumns; ++c) {
+    for (int e = 0; e < 4; ++e) {
+      const bool exists = first + 2 * lane.g + (e >> 1) < rows.count;
+      scores[0][c][e] = exists ? scores[0][c][e] * query.factor
+                               : -std::numeric_limits<float>::infinity();
+    }
+  }
+}
+
+template <int kBlocks, int kColumns>
+__device__ __forceinline__ void add_exact_values(const DecodeParams& params, const ExactRows& rows,
+                                                 int first, Lane lane,
+                                                 const Operand<1, kColumns>& weights,
+                                                 BlockSum<kColumns> (&values)[kBlocks]) {
+  const std::uint16_t* value[4];
+  for (int i = 0; i < 4; ++i) {
+    value[i] = rows.row(params.sinks.value, params.tail.value, first + 4 * lane.t + i) + 2 * lane.g;
+  }
+#pragma unroll
+  for (int tile = 0; tile < 4 * kBlocks; ++tile) {
+    if (16 * tile >= rows.head_dim) break;
+    std::uint32_t words[4];
+    for (int i = 0; i < 4; ++i) {
+      words[i] = *reinterpret_cast<const std::uint32_t*>(value[i] + 16 * tile);
+    }
+    const FragmentA a = {
+        __byte_perm(words[0], words[2], 0x5410), __byte_perm(words[0], words[2], 0x7632),
+        __byte_perm(words[1], words[3], 0x5410), __byte_perm(words[1], words[3], 0x7632)};
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      multiply_add(values[tile / 4][tile % 4][c], a, weights.b[0][c][0], weights.b[0][c][1]);
+    }
+  }
+}
+
+// Attends to exact rows first .. first + 15.
+template <int kSteps, int kBlocks, int kColumns>
+__device__ __forceinline__ void attend_exact(const DecodeParams& params, const ExactRows& rows,
+                                             int first, Lane lane,
+                                             const Query<kSteps, kColumns>& query,
+                                             SoftmaxSum<kBlocks, kColumns>& sum) {
+  if (rows.count == 0) return;
+  FragmentC scores[1][kColumns] = {};
+  exact_scores(params, rows, first, lane, query, scores);
+  Operand<1, kColumns> weights;
+  sum.weigh(scores, weights);
+  add_exact_values(params, rows, first, lane, weights, sum.values);
+}
+
+}  // namespace kvq::cuda

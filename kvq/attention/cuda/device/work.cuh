@@ -1,0 +1,226 @@
+// Who reads what: the split of all units of work over all warps, computed by each warp for itself
+// from the sequences' lengths, so that lengths may change between launches of one graph.
+//
+//   item   = one kv head (and tile of 8 query heads) of one sequence
+//   unit   = a page, or 16 exact rows; an item's exact units come first
+//   fixed  = an item's units but for a share of the pages of a long item, which the warps that
+//            have finished claim one by one: the drift of a static split costs 10 %
+//
+//   fixed units of all items  |--item 0--|--item 1-------|-2-|------ .. --|
+//   cut evenly                |  warp 0  |  warp 1  |  warp 2  |  ..
+//
+// A warp claims pages of its last item only. A long item is longer than two warps' shares, so at
+// least one warp ends in it.
+//
+// Partial results of an item: the warps whose last item it is leave one a block of warps, in the
+// slot of the block's first such warp; the one warp that may end the item and go on to the next
+// leaves its own in a second row of slots. All of it follows from the cut by arithmetic.
+#pragma once
+
+#include "kvq/attention/cuda/decode_params.h"
+#include "kvq/attention/cuda/device/fragments.cuh"
+
+namespace kvq::cuda {
+
+struct SequenceUnits {
+  int exact;
+  int total;
+  int fixed;
+};
+
+struct Unit {
+  enum Kind : int { kNone, kExact, kPage } kind;
+  int index;  // of 16 rows, or of the page in its sequence
+};
+
+class Work {
+ public:
+  __device__ Work(const DecodeParams& params, int warp, int warps, Lane lane)
+      : params_(params), lane_(lane), warp_(warp), warps_(warps) {
+    items_per_sequence_ = params.kv_heads * params.head_tiles;
+    const int sequences = params.sequences;
+    load_lengths(0);
+    int units = 0;
+    for (int first = 0; first < sequences; first += 32) {
+      units += total_of(lengths_at(first), first);
+    }
+    units = __reduce_add_sync(0xffffffffU, units);
+    long_item_ = static_cast<int>(2LL * units * items_per_sequence_ / warps) + 1;
+    int fixed = 0;
+    for (int first = 0; first < sequences; first += 32) {
+      fixed += first + lane.index < sequences ? count(lengths_at(first)).fixed : 0;
+    }
+    fixed_units_ = __reduce_add_sync(0xffffffffU, fixed) * items_per_sequence_;
+    quotient_ = fixed_units_ / warps;
+    remainder_ = fixed_units_ % warps;
+    position_ = cut(warp);
+    end_ = cut(warp + 1);
+    find_first_item();
+  }
+
+  // The first unit of the range, or the first claim where the range is empty.
+  __device__ Unit first() { return position_ < end_ ? unit_at(position_ - item_begin_) : claim(); }
+
+  // The next unit is in the range: no claim is needed.
+  __device__ bool next_is_fixed() const { return position_ + 1 < end_; }
+  __device__ bool next_begins_item() const { return position_ + 1 == item_begin_ + units_.fixed; }
+  // Moves on inside the range.
+  __device__ Unit advance() {
+    if (next_begins_item()) next_item();
+    ++position_;
+    return unit_at(position_ - item_begin_);
+  }
+
+  // Asks for a page beyond the fixed ones; to be turned into a unit once the number is needed.
+  __device__ int start_claim() {
+    int number = 1 << 30;
+    if (units_.fixed < units_.total && lane_.index == 0) {
+      number = static_cast<int>(atomicAdd(&params_.counters[item()].claims, 1U));
+    }
+    return number;
+  }
+  __device__ Unit finish_claim(int number) const {
+    number = __shfl_sync(0xffffffffU, number, 0);
+    if (number >= units_.total - units_.fixed) return {Unit::kNone, 0};
+    return {Unit::kPage, units_.fixed + number - units_.exact};
+  }
+  __device__ Unit claim() { return finish_claim(start_claim()); }
+
+  __device__ int sequence() const { return sequence_; }
+  __device__ int kv_head() const { return head_ / params_.head_tiles; }
+  __device__ int head_tile() const { return head_ % params_.head_tiles; }
+  __device__ int item() const { return sequence_ * items_per_sequence_ + head_; }
+  __device__ SequenceLength length() const { return length_; }
+
+  // Warps first .. last have the current item as their last one; `last + 1` may have ended it.
+  struct Contributors {
+    int first;
+    int last;
+    bool passing;
+    // Warps first .. last in blocks of `warps_per_block`, and the passing one.
+    __device__ int blocks(int warps_per_block) const {
+      return last < first ? 0 : last / warps_per_block - first / warps_per_block + 1;
+    }
+    __device__ int count(int warps_per_block) const {
+      return blocks(warps_per_block) + (passing ? 1 : 0);
+    }
+  };
+  __device__ Contributors contributors() const {
+    Contributors result;
+    const int item_end = item_begin_ + units_.fixed;
+    result.first = first_ending_behind(item_begin_);
+    result.last = item_end == fixed_units_ ? warps_ - 1 : first_ending_behind(item_end) - 1;
+    result.passing = result.last + 1 < warps_ && cut(result.last + 1) < item_end;
+    return result;
+  }
+
+ private:
+  __device__ void load_lengths(int first) {
+    chunk_ = first;
+    lengths_ = {};
+    if (first + lane_.index < params_.sequences) lengths_ = params_.lengths[first + lane_.index];
+  }
+  __device__ SequenceLength lengths_at(int first) {
+    if (first != chunk_) load_lengths(first);
+    return lengths_;
+  }
+  __device__ static int exact_units(SequenceLength length) {
+    return (length.sinks + length.tail + kExactUnitRows - 1) / kExactUnitRows;
+  }
+  // An empty sequence has one exact unit without rows.
+  __device__ static int units_of(SequenceLength length) {
+    return max(exact_units(length) + length.pages, 1);
+  }
+  __device__ int total_of(SequenceLength length, int first) const {
+    return first + lane_.index < params_.sequences ? units_of(length) : 0;
+  }
+  __device__ SequenceUnits count(SequenceLength length) const {
+    SequenceUnits units;
+    units.total = units_of(length);
+    units.exact = units.total - length.pages;
+    units.fixed = units.total;
+    if (units.total >= long_item_) {
+      units.fixed -= static_cast<int>(static_cast<std::int64_t>(length.pages) *
+                                      params_.claimed_share / 1024);
+    }
+    return units;
+  }
+
+  // First fixed unit of a warp's range.
+  __device__ int cut(int warp) const {
+    return warp * quotient_ +
+           static_cast<int>(static_cast<std::uint32_t>(warp) * remainder_ / warps_);
+  }
+  // The first warp whose last unit (or the place of its empty range) is not before `position`.
+  __device__ int first_ending_behind(int position) const {
+    const auto ceil_warp = [&](std::int64_t units) {
+      return static_cast<int>((units * warps_ + fixed_units_ - 1) / fixed_units_);
+    };
+    return min(ceil_warp(position + 1LL) - 1, ceil_warp(position));
+  }
+
+  __device__ void find_first_item() {
+    const int target = position_;
+    int before = 0;  // fixed units of the sequences before the chunk, one item each
+    for (int first = 0;; first += 32) {
+      const SequenceLength length = lengths_at(first);
+      const int own = first + lane_.index < params_.sequences ? count(length).fixed : 0;
+      int through = own;
+      for (int distance = 1; distance < 32; distance *= 2) {
+        const int other = __shfl_up_sync(0xffffffffU, through, distance);
+        if (lane_.index >= distance) through += other;
+      }
+      const unsigned beyond =
+          __ballot_sync(0xffffffffU, (before + through) * items_per_sequence_ > target);
+      if (beyond != 0 || first + 32 >= params_.sequences) {
+        const int found = __ffs(static_cast<int>(beyond)) - 1;
+        sequence_ = first + found;
+        const int begin = before + __shfl_sync(0xffffffffU, through - own, found);
+        take_sequence();
+        head_ = (target - begin * items_per_sequence_) / units_.fixed;
+        item_begin_ = begin * items_per_sequence_ + head_ * units_.fixed;
+        return;
+      }
+      before += __shfl_sync(0xffffffffU, through, 31);
+    }
+  }
+  __device__ void take_sequence() {
+    const SequenceLength mine = lengths_at(sequence_ / 32 * 32);
+    length_.pages = __shfl_sync(0xffffffffU, mine.pages, sequence_ % 32);
+    length_.sinks = __shfl_sync(0xffffffffU, mine.sinks, sequence_ % 32);
+    length_.tail = __shfl_sync(0xffffffffU, mine.tail, sequence_ % 32);
+    units_ = count(length_);
+  }
+  __device__ void next_item() {
+    item_begin_ += units_.fixed;
+    if (++head_ < items_per_sequence_) return;
+    head_ = 0;
+    ++sequence_;
+    take_sequence();
+  }
+  __device__ Unit unit_at(int index) const {
+    if (index < units_.exact) return {Unit::kExact, index};
+    return {Unit::kPage, index - units_.exact};
+  }
+
+  const DecodeParams& params_;
+  Lane lane_;
+  int warp_;
+  int warps_;
+  int items_per_sequence_;
+  int chunk_;
+  SequenceLength lengths_;  // of sequence chunk_ + lane
+  int long_item_;
+  int fixed_units_;
+  int quotient_;
+  int remainder_;
+  int position_;
+  int end_;
+  int sequence_;
+  int head_;  // kv head * head_tiles + head tile
+  int item_begin_;
+  SequenceLength length_;
+  SequenceUnits units_;
+};
+
+}  // namespace kvq::cuda

@@ -1,0 +1,10 @@
+#include "kvq/attention/cuda/instances/fixed.h"
+#include "kvq/attention/cuda/device/instantiate.cuh"
+
+namespace kvq::cuda {
+
+DecodeKernel k8v4_kernel(int head_blocks, int head_tiles) {
+  return instances<FixedPage<Bits::k8, Bits::k4>>(head_blocks, head_tiles);
+}
+
+}  // namespace kvq::cuda

@@ -1,0 +1,23 @@
+// The kernels that were compiled, to be launched by address.
+#pragma once
+
+#include <cstddef>
+
+#include "kvq/codec/bits.h"
+
+namespace kvq::cuda {
+
+struct DecodeKernel {
+  const void* function = nullptr;  // null: there is none
+  int max_warps = 0;               // of a block
+  std::size_t result_bytes = 0;    // shared memory of a warp's result
+};
+
+// head_blocks: 64 channels each, 1, 2 or 4. head_tiles: 8 query heads each, 1 or 2 (1 for 4 blocks).
+
+// Symmetric parameters, a scale for each token and 64 channels, head_dim = 64 * head_blocks.
+DecodeKernel fixed_decode_kernel(Bits key, Bits value, int head_blocks, int head_tiles);
+// Everything.
+DecodeKernel any_decode_kernel(int head_blocks, int head_tiles);
+
+}  // namespace kvq::cuda
