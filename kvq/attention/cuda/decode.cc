@@ -8,7 +8,6 @@
 namespace kvq::cuda {
 namespace {
 
-constexpr int kSharedHeaderBytes = 256;
 // Of a long item's pages, in 1/1024: enough for the slowest multiprocessor to be relieved, few
 // enough that the claims do not count.
 constexpr int kClaimedShare = 102;
@@ -108,12 +107,12 @@ Result<Decode> Decode::create(const AttentionShape& shape, const PageFormat& for
   KVQ_RETURN_IF_ERROR(
       check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
             "device"));
-  decode.warps_ = std::min(kernel.max_warps, (shared - kSharedHeaderBytes) / params.region_bytes);
+  decode.warps_ = std::min(kernel.max_warps, (shared - kSharedHeader) / params.region_bytes);
   if (decode.warps_ < 1) {
     return fail("attention: a page of {} bytes exceeds the {} bytes of shared memory",
                 format.page_bytes, shared);
   }
-  const int bytes = kSharedHeaderBytes + decode.warps_ * params.region_bytes;
+  const int bytes = kSharedHeader + decode.warps_ * params.region_bytes;
   KVQ_RETURN_IF_ERROR(check(
       cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
       "shared memory"));
@@ -157,7 +156,7 @@ Status Decode::run(const DecodeBatch& batch, void* workspace, cudaStream_t strea
   params.counters = static_cast<ItemCounter*>(workspace);
   params.partials = reinterpret_cast<float*>(params.counters + items);
   void* arguments[] = {&params};
-  const std::size_t shared = kSharedHeaderBytes + std::size_t(warps_) * params.region_bytes;
+  const std::size_t shared = kSharedHeader + std::size_t(warps_) * params.region_bytes;
   return check(cudaLaunchKernel(kernel_, dim3(blocks_), dim3(32 * warps_), arguments, shared, stream),
                "decode");
 }

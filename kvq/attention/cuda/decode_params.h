@@ -13,6 +13,9 @@ inline constexpr int kHeadTile = 8;
 // Exact rows of one unit of work, the depth of one matrix instruction. A page is a unit, too.
 inline constexpr int kExactUnitRows = 16;
 
+// Shared memory before the warps' regions.
+inline constexpr int kSharedHeader = 768;
+
 enum class NumberType : std::uint8_t { kFloat32, kFloat16, kBFloat16 };
 
 // The K or the V part of a page (codec/page_format.h).

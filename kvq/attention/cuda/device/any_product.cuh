@@ -65,6 +65,7 @@ __device__ __forceinline__ void load_any_row_parameters(std::uint32_t address, i
   float pairs[2][2];
   half_pair_to_floats(words.x, pairs[0]);
   half_pair_to_floats(words.y, pairs[1]);
+#pragma unroll
   for (int j = 0; j < 4; ++j) numbers[j][0] = numbers[j][1] = pairs[j / 2][j % 2];
 }
 
@@ -119,6 +120,7 @@ __device__ __forceinline__ void add_any_depth_wise(const TensorLayout& layout, s
   for (int j = 0; j < 4; ++j) {
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
+#pragma unroll
       for (int e = 0; e < 4; ++e) {
         sum[j][c][e] +=
             constant[j][c][e & 1] * any_power_of_two(unit_exponent(layout.bits, j, e >> 1));
@@ -160,6 +162,7 @@ __device__ __forceinline__ void add_any_row_wise(const TensorLayout& layout, std
     for (int j = 0; j < 4; ++j) {
 #pragma unroll
       for (int c = 0; c < kColumns; ++c) {
+#pragma unroll
         for (int e = 0; e < 4; ++e) {
           const int r = e >> 1;
           const float constant =
@@ -170,7 +173,9 @@ __device__ __forceinline__ void add_any_row_wise(const TensorLayout& layout, std
         }
       }
     }
+#pragma unroll
     for (int c = 0; c < kColumns; ++c) {
+#pragma unroll
       for (int e = 0; e < 4; ++e) total[c][e] = 0;
     }
   }

@@ -51,6 +51,7 @@ __device__ __forceinline__ void load_row_parameters(std::uint32_t address, Lane 
 template <Bits kBits>
 __device__ __forceinline__ void add_constant(const FragmentC& constant, int tile, FragmentC& sum) {
   using C = Codes<kBits>;
+#pragma unroll
   for (int e = 0; e < 4; ++e) {
     sum[e] += constant[e & 1] * power_of_two(C::kUnitPower + C::power(tile, e >> 1));
   }
@@ -127,6 +128,7 @@ __device__ __forceinline__ void add_fixed_row_wise(const TensorLayout& layout, s
     for (int j = 0; j < 4; ++j) {
 #pragma unroll
       for (int c = 0; c < kColumns; ++c) {
+#pragma unroll
         for (int e = 0; e < 4; ++e) {
           product[j][c][e] =
               bias[group][c][e & 1] * power_of_two(C::kUnitPower + C::power(j, e >> 1));
@@ -152,6 +154,7 @@ __device__ __forceinline__ void add_fixed_row_wise(const TensorLayout& layout, s
     for (int j = 0; j < 4; ++j) {
 #pragma unroll
       for (int c = 0; c < kColumns; ++c) {
+#pragma unroll
         for (int e = 0; e < 4; ++e) sum[j][c][e] += product[j][c][e] * scale[j][e >> 1];
       }
     }

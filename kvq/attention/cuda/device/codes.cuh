@@ -66,7 +66,9 @@ struct Codes<Bits::k1> : SubnormalCodes {
   static constexpr int power(int tile, int row) { return 4 * row + tile; }
   __device__ static void load(std::uint32_t block, int step, int, Lane lane, FragmentA (&a)[4]) {
     const std::uint32_t word = load_shared_4(block + plane_offset(1, lane) + 128 * step);
+#pragma unroll
     for (int j = 0; j < 4; ++j) {
+#pragma unroll
       for (int r = 0; r < 2; ++r) extract(word, 0x00010001U << power(j, r), r, a[j]);
     }
   }
@@ -77,8 +79,10 @@ struct Codes<Bits::k2> : SubnormalCodes {
   static constexpr int power(int tile, int row) { return 4 * row + 2 * (tile & 1); }
   __device__ static void load(std::uint32_t block, int step, int, Lane lane, FragmentA (&a)[4]) {
     const uint2 pair = load_shared_8(block + plane_offset(2, lane) + 256 * step);
+#pragma unroll
     for (int j = 0; j < 4; ++j) {
       const std::uint32_t word = j < 2 ? pair.x : pair.y;
+#pragma unroll
       for (int r = 0; r < 2; ++r) extract(word, 0x00030003U << power(j, r), r, a[j]);
     }
   }
@@ -92,9 +96,11 @@ struct Codes<Bits::k3> : SubnormalCodes {
     const uint2 pair = load_shared_8(block + plane_offset(2, lane) + 256 * step);
     const std::uint32_t high =
         load_shared_4(block + 256 * steps + plane_offset(1, lane) + 128 * step);
+#pragma unroll
     for (int j = 0; j < 4; ++j) {
       const std::uint32_t low = (j < 2 ? pair.x : pair.y) >> (2 * (j & 1));
       const std::uint32_t word = merge_bits(low, shift_left(high, 2 - j), 0x33333333U);
+#pragma unroll
       for (int r = 0; r < 2; ++r) extract(word, 0x00070007U << (4 * r), r, a[j]);
     }
   }
@@ -106,7 +112,9 @@ struct Codes<Bits::k4> : SubnormalCodes {
   __device__ static void load(std::uint32_t block, int step, int, Lane lane, FragmentA (&a)[4]) {
     const uint4 words = load_shared_16(block + plane_offset(4, lane) + 512 * step);
     const std::uint32_t word[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
     for (int j = 0; j < 4; ++j) {
+#pragma unroll
       for (int r = 0; r < 2; ++r) extract(word[j], 0x000f000fU << (4 * r), r, a[j]);
     }
   }
@@ -121,7 +129,9 @@ struct Codes<Bits::k5> : SubnormalCodes {
     const std::uint32_t low[4] = {words.x, words.y, words.z, words.w};
     const std::uint32_t high =
         load_shared_4(block + 512 * steps + plane_offset(1, lane) + 128 * step);
+#pragma unroll
     for (int j = 0; j < 4; ++j) {
+#pragma unroll
       for (int r = 0; r < 2; ++r) {
         const std::uint32_t word =
             merge_bits(low[j] >> (4 * r), shift_left(high, 4 - 4 * r - j), 0x0f0f0f0fU);
@@ -139,8 +149,10 @@ struct Codes<Bits::k6> : SubnormalCodes {
     const uint4 words = load_shared_16(block + plane_offset(4, lane) + 512 * step);
     const std::uint32_t low[4] = {words.x, words.y, words.z, words.w};
     const uint2 pair = load_shared_8(block + 512 * steps + plane_offset(2, lane) + 256 * step);
+#pragma unroll
     for (int j = 0; j < 4; ++j) {
       const std::uint32_t high = j < 2 ? pair.x : pair.y;
+#pragma unroll
       for (int r = 0; r < 2; ++r) {
         const std::uint32_t word =
             merge_bits(low[j] >> (4 * r), shift_left(high, 4 - 4 * r - 2 * (j & 1)), 0x0f0f0f0fU);
@@ -154,9 +166,11 @@ template <>
 struct Codes<Bits::k8> : SubnormalCodes {
   static constexpr int power(int, int) { return 0; }
   __device__ static void load(std::uint32_t block, int step, int, Lane lane, FragmentA (&a)[4]) {
+#pragma unroll
     for (int r = 0; r < 2; ++r) {
       const uint4 words = load_shared_16(block + plane_offset(8, lane) + 1024 * step + 128 * r);
       const std::uint32_t word[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
       for (int j = 0; j < 4; ++j) extract(word[j], 0x00ff00ffU, r, a[j]);
     }
   }
@@ -176,10 +190,12 @@ struct Codes<Bits::kTernary> : SubnormalCodes {
       const int digit = quad - 5 * group;
       const std::uint32_t power_of_three =
           digit == 0 ? 1 : digit == 1 ? 3 : digit == 2 ? 9 : digit == 3 ? 27 : 81;
+#pragma unroll
       for (int r = 0; r < 2; ++r) {
         const uint4 words = load_shared_16(block + 256 * group +
                                            16 * (8 * r + (lane.g ^ (2 * (group & 3)))));
         const std::uint32_t word[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
         for (int j = 0; j < 4; ++j) {
           a[j][r] = digits(word[j], power_of_three);
           a[j][r + 2] = digits(word[j] >> 8, power_of_three);
@@ -188,8 +204,10 @@ struct Codes<Bits::kTernary> : SubnormalCodes {
     } else {
       const uint2 pair = load_shared_8(block + 256 * groups + 64 * (quad - 5 * groups) +
                                        8 * (lane.g ^ (4 * (lane.t >> 1))));
+#pragma unroll
       for (int j = 0; j < 4; ++j) {
         const std::uint32_t word = j < 2 ? pair.x : pair.y;
+#pragma unroll
         for (int r = 0; r < 2; ++r) {
           const int place = 4 * r + 2 * (j & 1);
           a[j][r] = (word << (8 - place)) & 0x03000300U;
@@ -214,16 +232,21 @@ struct Codes<Bits::k16> {
   static constexpr int power(int, int) { return 0; }
   __device__ static void load(std::uint32_t block, int step, int, Lane lane, FragmentA (&a)[4]) {
     std::uint32_t word[4][4];  // [i][j]: rows 16 j + 2 g, + 1 of depth 16 step + 4 t + i
+#pragma unroll
     for (int i = 0; i < 4; ++i) {
       const std::uint32_t depth = block + 128 * (16 * step + 4 * lane.t + i) + 4 * lane.g;
       std::uint32_t turned[4];
+#pragma unroll
       for (int j = 0; j < 4; ++j) turned[j] = load_shared_4(depth + 32 * ((j + lane.t) & 3));
       std::uint32_t half_turned[4];
+#pragma unroll
       for (int j = 0; j < 4; ++j) half_turned[j] = (lane.t & 1) ? turned[(j + 3) & 3] : turned[j];
+#pragma unroll
       for (int j = 0; j < 4; ++j) {
         word[i][j] = (lane.t & 2) ? half_turned[(j + 2) & 3] : half_turned[j];
       }
     }
+#pragma unroll
     for (int j = 0; j < 4; ++j) {
       a[j][0] = __byte_perm(word[0][j], word[2][j], 0x5410);
       a[j][1] = __byte_perm(word[0][j], word[2][j], 0x7632);

@@ -11,8 +11,7 @@
 // Cost, k4v2 with 128 channels: about 640 instructions of a warp for a page of 6,656 bytes, 40 % of
 // what a multiprocessor can issue while its share of the memory's bandwidth delivers the page.
 //
-// Shared memory: [16] barriers of 8 bytes, [16] flags of 4 bytes, pad to 256; then a region for each
-// warp, its page and in the end its partial result.
+// Each warp has a region of shared memory: its page, in the end its partial result.
 #pragma once
 
 #include "kvq/attention/cuda/device/exact_rows.cuh"
@@ -22,8 +21,6 @@
 #include "kvq/attention/cuda/device/work.cuh"
 
 namespace kvq::cuda {
-
-inline constexpr int kSharedHeader = 256;
 
 template <class Page, int kBlocks, int kColumns>
 class DecodeWarp {
@@ -137,26 +134,19 @@ class DecodeWarp {
 
   // The warp ended an item and goes on to the next.
   __device__ __forceinline__ void finish_passing(const Closing& closing) {
-    using Group = GroupResult<kBlocks, kColumns>;
+    using Block = BlockResult<kBlocks, kColumns>;
     leave_units();
     WarpResult<kBlocks, kColumns>::finish(
         params_, closing, warps_ + warp_, closing.contributors.count(warps_per_block_),
         [&](int i) {
-          return Group::slot_number(closing.contributors, i, warps_per_block_, warps_);
+          return Block::slot_number(closing.contributors, i, warps_per_block_, warps_);
         },
         lane_, sum_);
   }
 
   __device__ __forceinline__ void finish() {
     leave_units();
-    const Closing closing = close();
-    const int block_first = warp_ - index_;
-    const int first = max(closing.contributors.first, block_first);
-    const int last = min(closing.contributors.last, block_first + warps_per_block_ - 1);
-    GroupResult<kBlocks, kColumns>(params_, closing, shared_ + kSharedHeader,
-                                   reinterpret_cast<int*>(shared_ + 128) + first - block_first,
-                                   first - block_first, warp_ - first, last - first + 1, lane_)
-        .finish(sum_, first, warps_per_block_, warps_);
+    BlockResult<kBlocks, kColumns>(params_, shared_, lane_).finish(close(), sum_);
   }
 
   const DecodeParams& params_;

@@ -44,6 +44,7 @@ __device__ __forceinline__ void exact_scores(const DecodeParams& params, const E
                                              const Query<kSteps, kColumns>& query,
                                              FragmentC (&scores)[1][kColumns]) {
   const std::uint16_t* key[2];
+#pragma unroll
   for (int r = 0; r < 2; ++r) {
     key[r] =
         rows.row(params.sinks.key, params.tail.key, first + 2 * lane.g + r) + 4 * lane.t;
@@ -52,6 +53,7 @@ __device__ __forceinline__ void exact_scores(const DecodeParams& params, const E
   for (int step = 0; step < kSteps; ++step) {
     if (16 * step >= rows.head_dim) break;
     FragmentA a;
+#pragma unroll
     for (int r = 0; r < 2; ++r) {
       const uint2 words = *reinterpret_cast<const uint2*>(key[r] + 16 * step);
       a[r] = __byte_perm(words.x, words.y, 0x5410);
@@ -62,7 +64,9 @@ __device__ __forceinline__ void exact_scores(const DecodeParams& params, const E
       multiply_add(scores[0][c], a, query.operand.b[step][c][0], query.operand.b[step][c][1]);
     }
   }
+#pragma unroll
   for (int c = 0; c < kColumns; ++c) {
+#pragma unroll
     for (int e = 0; e < 4; ++e) {
       const bool exists = first + 2 * lane.g + (e >> 1) < rows.count;
       scores[0][c][e] = exists ? scores[0][c][e] * query.factor
@@ -77,6 +81,7 @@ __device__ __forceinline__ void add_exact_values(const DecodeParams& params, con
                                                  const Operand<1, kColumns>& weights,
                                                  BlockSum<kColumns> (&values)[kBlocks]) {
   const std::uint16_t* value[4];
+#pragma unroll
   for (int i = 0; i < 4; ++i) {
     value[i] = rows.row(params.sinks.value, params.tail.value, first + 4 * lane.t + i) + 2 * lane.g;
   }
@@ -84,6 +89,7 @@ __device__ __forceinline__ void add_exact_values(const DecodeParams& params, con
   for (int tile = 0; tile < 4 * kBlocks; ++tile) {
     if (16 * tile >= rows.head_dim) break;
     std::uint32_t words[4];
+#pragma unroll
     for (int i = 0; i < 4; ++i) {
       words[i] = *reinterpret_cast<const std::uint32_t*>(value[i] + 16 * tile);
     }

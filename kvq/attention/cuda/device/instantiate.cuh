@@ -13,7 +13,7 @@ DecodeKernel instance() {
   constexpr bool kSmall = kBlocks * kColumns <= 2 && Page::kFewRegisters;
   constexpr int kMaxWarps = kSmall ? 12 : 8;
   return {reinterpret_cast<const void*>(&decode_kernel<Page, kBlocks, kColumns, kMaxWarps>),
-          kMaxWarps, GroupResult<kBlocks, kColumns>::kBytes};
+          kMaxWarps, BlockResult<kBlocks, kColumns>::kBytes};
 }
 
 template <class Page>

@@ -16,6 +16,7 @@ __device__ __forceinline__ void multiply_units(BlockSum<kColumns>& sum, float fa
   for (int j = 0; j < 4; ++j) {
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
+#pragma unroll
       for (int e = 0; e < 4; ++e) {
         sum[j][c][e] *= factor * power_of_two(-C::kUnitPower - C::power(j, e >> 1));
       }
@@ -29,6 +30,7 @@ __device__ __forceinline__ void divide_units(BlockSum<kColumns>& sum) {
   for (int j = 0; j < 4; ++j) {
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
+#pragma unroll
       for (int e = 0; e < 4; ++e) {
         sum[j][c][e] *= power_of_two(C::kUnitPower + C::power(j, e >> 1));
       }
@@ -88,11 +90,13 @@ struct FixedPage {
   template <int kBlocks, int kColumns>
   __device__ static __forceinline__ void to_plain(const DecodeParams&,
                                                   BlockSum<kColumns> (&values)[kBlocks]) {
+#pragma unroll
     for (int block = 0; block < kBlocks; ++block) multiply_units<kValue>(values[block], 1.0F);
   }
   template <int kBlocks, int kColumns>
   __device__ static __forceinline__ void from_plain(const DecodeParams&,
                                                     BlockSum<kColumns> (&values)[kBlocks]) {
+#pragma unroll
     for (int block = 0; block < kBlocks; ++block) divide_units<kValue>(values[block]);
   }
 };
@@ -130,6 +134,7 @@ struct AnyPage {
   template <int kBlocks, int kColumns>
   __device__ static __forceinline__ void to_plain(const DecodeParams& params,
                                                   BlockSum<kColumns> (&values)[kBlocks]) {
+#pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
       scale_any_units(params.value.bits, -1, 1.0F, values[block]);
     }
@@ -137,6 +142,7 @@ struct AnyPage {
   template <int kBlocks, int kColumns>
   __device__ static __forceinline__ void from_plain(const DecodeParams& params,
                                                     BlockSum<kColumns> (&values)[kBlocks]) {
+#pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
       scale_any_units(params.value.bits, 1, 1.0F, values[block]);
     }

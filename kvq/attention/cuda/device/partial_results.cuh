@@ -19,6 +19,12 @@ struct Closing {
   int heads;
 };
 
+// Shared memory: a barrier of 8 bytes and a flag of 4 for each of 16 warps, what they close, then a
+// region for each.
+inline constexpr int kSharedFlags = 128;
+inline constexpr int kSharedClosings = 192;
+static_assert(kSharedClosings + 16 * sizeof(Closing) <= kSharedHeader);
+
 __device__ __forceinline__ void store_number(void* numbers, NumberType type, std::int64_t index,
                                              float number) {
   if (type == NumberType::kFloat32) {
@@ -136,6 +142,7 @@ class WarpResult {
       for (int tile = 0; tile < 4 * kBlocks; ++tile) {
         if (16 * tile >= params.head_dim) break;
         const FragmentC& x = sum.values[tile / 4][tile % 4][c];
+#pragma unroll
         for (int r = 0; r < 2; ++r) {
           store_number(params.output, params.output_type, row + 16 * tile + 2 * lane.g + r,
                        x[e + 2 * r] * factor);
@@ -145,77 +152,86 @@ class WarpResult {
   }
 };
 
-// The results of neighbouring warps of a block that ended in the same item.
+// The results of all warps of a block, whose last items may differ: warps of one item are neighbours,
+// a group. All threads of the block take part in every group's work.
 //
 // Shared memory of a warp: rows [heads][channels + 8] (the 8 keep the lanes' stores apart), then
-// {reference, sum} of each head, then the same of the group's joint result.
+// {reference, sum} of each head, then the same of the joint result of the group that it leads.
 template <int kBlocks, int kColumns>
-class GroupResult {
+class BlockResult {
  public:
   static constexpr int kChannels = 64 * kBlocks;
   static constexpr int kStride = kChannels + 8;
   static constexpr int kHeads = kHeadTile * kColumns;
   static constexpr int kBytes = 4 * (kHeads * kStride + 4 * kHeads);
 
-  // first: of the group in its block; rank: of this warp in the group.
-  // regions: shared memory of the block's first warp; flag: of the group.
-  __device__ GroupResult(const DecodeParams& params, const Closing& closing, std::byte* regions,
-                         int* flag, int first, int rank, int size, Lane lane)
+  __device__ BlockResult(const DecodeParams& params, std::byte* shared, Lane lane)
       : params_(params),
-        closing_(closing),
-        regions_(regions + first * params.region_bytes),
-        flag_(flag),
-        barrier_(first + 1),
-        rank_(rank),
-        size_(size),
+        regions_(shared + kSharedHeader),
+        closings_(reinterpret_cast<Closing*>(shared + kSharedClosings)),
+        flags_(reinterpret_cast<int*>(shared + kSharedFlags)),
+        index_(static_cast<int>(threadIdx.x / 32)),
+        block_warps_(static_cast<int>(blockDim.x / 32)),
+        first_warp_(static_cast<int>(blockIdx.x) * block_warps_),
+        warps_(static_cast<int>(gridDim.x) * block_warps_),
         lane_(lane) {}
 
-  __device__ void finish(const SoftmaxSum<kBlocks, kColumns>& sum, int first_warp,
-                         int warps_per_block, int warps) {
+  __device__ void finish(const Closing& closing, const SoftmaxSum<kBlocks, kColumns>& sum) {
     deposit(sum);
-    synchronize();
-    const int count = closing_.contributors.count(warps_per_block);
-    join_warps(count == 1 ? nullptr : slot(first_warp));
-    if (count > 1) {
-      __threadfence();
-      synchronize();
-      if (rank_ == 0 && lane_.index == 0) {
-        *flag_ = arrive(params_.counters[closing_.item], count) ? 1 : 0;
-      }
-      synchronize();
-      if (*static_cast<volatile int*>(flag_) == 0) return;
-      __threadfence();
-      join_blocks(count, warps_per_block, warps);
+    if (lane_.index == 0) closings_[index_] = closing;
+    __syncthreads();
+    const bool leads =
+        lane_.index < block_warps_ && leader_of(closings_[lane_.index]) == lane_.index;
+    leaders_ = __ballot_sync(0xffffffffU, leads);
+    for_quads([&](int leader, int head, int channel) { join_warps(leader, head, channel); });
+    __threadfence();
+    __syncthreads();
+    if ((leaders_ >> index_ & 1) != 0 && lane_.index == 0) {
+      const int count = closing.contributors.count(block_warps_);
+      flags_[index_] = count == 1                                           ? kAlone
+                       : arrive(params_.counters[closing.item], count) ? kLast
+                                                                            : kNotLast;
     }
-    synchronize();
+    __syncthreads();
+    __threadfence();
+    for_quads([&](int leader, int head, int channel) {
+      if (flags_[leader] == kLast) join_blocks(leader, head, channel);
+    });
+    __syncthreads();
     write();
   }
 
   // Slot number of result i of an item: that of each block's first warp, then the passing one.
-  __device__ static int slot_number(const Work::Contributors& contributors, int i,
-                                    int warps_per_block, int warps) {
-    if (i == contributors.blocks(warps_per_block)) return warps + contributors.last + 1;
-    return i == 0 ? contributors.first
-                  : (contributors.first / warps_per_block + i) * warps_per_block;
+  __device__ static int slot_number(const Work::Contributors& contributors, int i, int block_warps,
+                                    int warps) {
+    if (i == contributors.blocks(block_warps)) return warps + contributors.last + 1;
+    return i == 0 ? contributors.first : (contributors.first / block_warps + i) * block_warps;
   }
 
  private:
-  __device__ void synchronize() const {
-    asm volatile("bar.sync %0, %1;" ::"r"(barrier_), "r"(32 * size_) : "memory");
+  enum Flag : int { kNotLast, kLast, kAlone };
+
+  // The first warp of the block with the same last item.
+  __device__ int leader_of(const Closing& closing) const {
+    return max(closing.contributors.first - first_warp_, 0);
   }
-  __device__ float* rows(int rank) const {
-    return reinterpret_cast<float*>(regions_ + rank * params_.region_bytes);
+  __device__ int group_size(int leader) const {
+    const int last = closings_[leader].contributors.last - first_warp_;
+    return min(last, block_warps_ - 1) - leader + 1;
   }
-  __device__ float2* states(int rank) const {
-    return reinterpret_cast<float2*>(rows(rank) + kHeads * kStride);
+  __device__ float* rows(int warp) const {
+    return reinterpret_cast<float*>(regions_ + warp * params_.region_bytes);
   }
-  __device__ float2* joint_states() const { return states(0) + kHeads; }
+  __device__ float2* states(int warp) const {
+    return reinterpret_cast<float2*>(rows(warp) + kHeads * kStride);
+  }
+  __device__ float2* joint_states(int leader) const { return states(leader) + kHeads; }
   __device__ float* slot(int number) const {
     return params_.partials + static_cast<std::int64_t>(number) * params_.partial_floats;
   }
 
   __device__ void deposit(const SoftmaxSum<kBlocks, kColumns>& sum) const {
-    float* const mine = rows(rank_);
+    float* const mine = rows(index_);
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
 #pragma unroll
@@ -228,91 +244,123 @@ class GroupResult {
               make_float2(x[e], x[e + 2]);
         }
         if (lane_.g == 0) {
-          states(rank_)[head] = make_float2(sum.reference[c][e], sum.weights[c][e]);
+          states(index_)[head] = make_float2(sum.reference[c][e], sum.weights[c][e]);
         }
       }
     }
   }
 
-  // Calls use(head, channel) for the quads of channels that fall to a thread.
+  // Calls use(leader, head, channel) for every quad of channels of every group, one a thread.
   template <class Use>
   __device__ __forceinline__ void for_quads(const Use& use) const {
-    for (int i = 32 * rank_ + lane_.index; i < closing_.heads * (kChannels / 4); i += 32 * size_) {
-      use(i / (kChannels / 4), 4 * (i % (kChannels / 4)));
+    constexpr int kQuads = kChannels / 4;
+    const int heads = min(kHeads, params_.heads);
+    const int count = __popc(leaders_) * heads * kQuads;
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
+      const int group = i / (heads * kQuads);
+      const int head = i / kQuads - group * heads;
+      const int leader = static_cast<int>(__fns(leaders_, 0, group + 1));
+      if (head < closings_[leader].heads) use(leader, head, 4 * (i % kQuads));
     }
   }
 
-  __device__ static void add(float4& sum, const float4& row, float factor) {
-    sum.x += row.x * factor;
-    sum.y += row.y * factor;
-    sum.z += row.z * factor;
-    sum.w += row.w * factor;
+  struct Joint {
+    float reference = kNoReference;
+    float weights = 0;
+    float4 row = {};
+
+    template <int kCount>
+    __device__ __forceinline__ void add(const float2 (&states)[kCount],
+                                        const float4 (&rows)[kCount]) {
+      float greatest = reference;
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) greatest = fmaxf(greatest, states[i].x);
+      const float mine = exp2_fast(reference - greatest);
+      reference = greatest;
+      weights *= mine;
+      row.x *= mine, row.y *= mine, row.z *= mine, row.w *= mine;
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        const float factor = exp2_fast(states[i].x - greatest);
+        weights += states[i].y * factor;
+        row.x += rows[i].x * factor;
+        row.y += rows[i].y * factor;
+        row.z += rows[i].z * factor;
+        row.w += rows[i].w * factor;
+      }
+    }
+  };
+
+  // Joins `count` results, some at a time so that their loads overlap. load(i, state, row).
+  template <class Load>
+  __device__ __forceinline__ static Joint join(int count, const Load& load) {
+    constexpr int kTogether = 8;
+    Joint joint;
+    for (int first = 0; first < count; first += kTogether) {
+      float2 states[kTogether];
+      float4 rows[kTogether];
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) {
+        states[i] = make_float2(kNoReference, 0);
+        rows[i] = {};
+        if (first + i < count) load(first + i, states[i], rows[i]);
+      }
+      joint.add(states, rows);
+    }
+    return joint;
   }
 
-  // The joint result of the group to a slot, or over the rows of its first warp.
-  __device__ void join_warps(float* partial) const {
-    for_quads([&](int head, int channel) {
-      float reference = kNoReference;
-      for (int i = 0; i < size_; ++i) reference = fmaxf(reference, states(i)[head].x);
-      float weights = 0;
-      float4 sum = {};
-      for (int i = 0; i < size_; ++i) {
-        const float2 state = states(i)[head];
-        const float factor = exp2_fast(state.x - reference);
-        weights += state.y * factor;
-        add(sum, *reinterpret_cast<const float4*>(rows(i) + head * kStride + channel), factor);
-      }
-      float* const row = partial != nullptr ? partial + head * kChannels : rows(0) + head * kStride;
-      *reinterpret_cast<float4*>(row + channel) = sum;
-      if (channel == 0) {
-        float2* const states = partial != nullptr
-                                   ? reinterpret_cast<float2*>(partial + closing_.heads * kChannels)
-                                   : joint_states();
-        states[head] = make_float2(reference, weights);
-      }
+  // The joint result of a group to its slot, or over the rows of its leader if nobody else has
+  // anything of the item.
+  __device__ void join_warps(int leader, int head, int channel) const {
+    const Joint joint = join(group_size(leader), [&](int i, float2& state, float4& row) {
+      state = states(leader + i)[head];
+      row = *reinterpret_cast<const float4*>(rows(leader + i) + head * kStride + channel);
     });
+    const Closing& closing = closings_[leader];
+    const bool alone = closing.contributors.count(block_warps_) == 1;
+    float* const partial = slot(first_warp_ + leader);
+    float* const row = alone ? rows(leader) + head * kStride : partial + head * kChannels;
+    *reinterpret_cast<float4*>(row + channel) = joint.row;
+    if (channel == 0) {
+      float2* const to = alone ? joint_states(leader)
+                               : reinterpret_cast<float2*>(partial + closing.heads * kChannels);
+      to[head] = make_float2(joint.reference, joint.weights);
+    }
   }
 
-  __device__ void join_blocks(int count, int warps_per_block, int warps) const {
-    const auto number = [&](int i) {
-      return slot_number(closing_.contributors, i, warps_per_block, warps);
-    };
-    for_quads([&](int head, int channel) {
-      const auto state_of = [&](int i) {
-        return __ldcg(reinterpret_cast<const float2*>(slot(number(i)) +
-                                                      closing_.heads * kChannels + 2 * head));
-      };
-      float reference = kNoReference;
-#pragma unroll 8
-      for (int i = 0; i < count; ++i) reference = fmaxf(reference, state_of(i).x);
-      float weights = 0;
-      float4 sum = {};
-#pragma unroll 8
-      for (int i = 0; i < count; ++i) {
-        const float2 state = state_of(i);
-        const float factor = exp2_fast(state.x - reference);
-        weights += state.y * factor;
-        add(sum,
-            __ldcg(reinterpret_cast<const float4*>(slot(number(i)) + head * kChannels + channel)),
-            factor);
-      }
-      *reinterpret_cast<float4*>(rows(0) + head * kStride + channel) = sum;
-      if (channel == 0) joint_states()[head] = make_float2(reference, weights);
+  __device__ void join_blocks(int leader, int head, int channel) const {
+    const Closing& closing = closings_[leader];
+    const int count = closing.contributors.count(block_warps_);
+    const Joint joint = join(count, [&](int i, float2& state, float4& row) {
+      const float* const from = slot(slot_number(closing.contributors, i, block_warps_, warps_));
+      state = __ldcg(reinterpret_cast<const float2*>(from + closing.heads * kChannels + 2 * head));
+      row = __ldcg(reinterpret_cast<const float4*>(from + head * kChannels + channel));
     });
+    *reinterpret_cast<float4*>(rows(leader) + head * kStride + channel) = joint.row;
+    if (channel == 0) joint_states(leader)[head] = make_float2(joint.reference, joint.weights);
   }
 
+  // A warp writes a head.
   __device__ void write() const {
-    for (int head = rank_; head < closing_.heads; head += size_) {
-      const float factor = inverse_or_zero(joint_states()[head].y);
+    const int heads = min(kHeads, params_.heads);
+    for (int i = index_; i < __popc(leaders_) * heads; i += block_warps_) {
+      const int leader = static_cast<int>(__fns(leaders_, 0, i / heads + 1));
+      const int head = i % heads;
+      const Closing& closing = closings_[leader];
+      if (flags_[leader] == kNotLast || head >= closing.heads) continue;
+      const float factor = inverse_or_zero(joint_states(leader)[head].y);
       float x[2 * kBlocks];  // channel 32 i + lane
-      for (int i = 0; i < 2 * kBlocks; ++i) {
-        x[i] = rows(0)[head * kStride + 32 * i + lane_.index] * factor;
+#pragma unroll
+      for (int k = 0; k < 2 * kBlocks; ++k) {
+        x[k] = rows(leader)[head * kStride + 32 * k + lane_.index] * factor;
       }
-      rotate(x);
-      const std::int64_t row = (closing_.first_head + head) * params_.head_dim;
-      for (int i = 0; i < 2 * kBlocks; ++i) {
-        if (32 * i + lane_.index >= params_.head_dim) break;
-        store_number(params_.output, params_.output_type, row + 32 * i + lane_.index, x[i]);
+      if (params_.value_rotation > 1) rotate(x);
+      const std::int64_t row = (closing.first_head + head) * params_.head_dim;
+#pragma unroll
+      for (int k = 0; k < 2 * kBlocks; ++k) {
+        if (32 * k + lane_.index >= params_.head_dim) break;
+        store_number(params_.output, params_.output_type, row + 32 * k + lane_.index, x[k]);
       }
     }
   }
@@ -322,7 +370,9 @@ class GroupResult {
     const float factor = rsqrtf(static_cast<float>(length));
 #pragma unroll
     for (int i = 0; i < 2 * kBlocks; ++i) {
-      for (int distance = 1; distance < min(length, 32); distance *= 2) {
+#pragma unroll
+      for (int distance = 1; distance < 32; distance *= 2) {
+        if (distance >= length) break;
         const float other = __shfl_xor_sync(0xffffffffU, x[i], distance);
         x[i] = (lane_.index & distance) ? other - x[i] : x[i] + other;
       }
@@ -342,13 +392,15 @@ class GroupResult {
   }
 
   const DecodeParams& params_;
-  const Closing& closing_;
   std::byte* regions_;
-  int* flag_;
-  int barrier_;
-  int rank_;
-  int size_;
+  Closing* closings_;
+  int* flags_;
+  int index_;  // of the warp in its block
+  int block_warps_;
+  int first_warp_;
+  int warps_;
   Lane lane_;
+  unsigned leaders_ = 0;
 };
 
 }  // namespace kvq::cuda

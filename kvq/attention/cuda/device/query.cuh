@@ -95,6 +95,7 @@ __device__ __forceinline__ void load_query(const DecodeParams& params, std::int6
     if (rotation > 1) rotate_query(numbers[c], rotation, lane);
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
+#pragma unroll
       for (int i = 0; i < 4; ++i) greatest = fmaxf(greatest, fabsf(numbers[c][step][i]));
     }
   }
@@ -124,9 +125,11 @@ __device__ __forceinline__ void query_bias(const Operand<kSteps, kColumns>& oper
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
       FragmentC total = {};
+#pragma unroll
       for (int s = 0; s < 4; ++s) {
         multiply_add(total, ones, operand.b[4 * group + s][c][0], operand.b[4 * group + s][c][1]);
       }
+#pragma unroll
       for (int e = 0; e < 2; ++e) bias[group][c][e] = -middle * total[e];
     }
   }

@@ -23,13 +23,16 @@ struct SoftmaxSum {
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
       reference[c][0] = reference[c][1] = kNoReference;
+#pragma unroll
       for (int e = 0; e < 4; ++e) weights[c][e] = 0;
     }
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
+#pragma unroll
         for (int c = 0; c < kColumns; ++c) {
+#pragma unroll
           for (int e = 0; e < 4; ++e) values[block][j][c][e] = 0;
         }
       }
@@ -143,6 +146,7 @@ __device__ __forceinline__ void rotate_values(BlockSum<kColumns> (&values)[kBloc
       for (int tile = 0; tile < 4 * kBlocks; ++tile) {
         if (tile & distance) continue;
         const int other = tile + distance;
+#pragma unroll
         for (int e = 0; e < 4; ++e) {
           butterfly(values[tile / 4][tile % 4][c][e], values[other / 4][other % 4][c][e]);
         }
