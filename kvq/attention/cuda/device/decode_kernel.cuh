@@ -43,41 +43,36 @@ class DecodeWarp {
   __device__ __forceinline__ void run() {
     Unit unit = work_.first();
     start(unit);
-    begin_item(unit);
+    sum_.clear();
+    exact_ = unit.kind == Unit::kExact;
+    bool has_query = false;
     while (unit.kind != Unit::kNone) {
+      if (exact_ && unit.kind == Unit::kPage) {
+        enter_pages();
+        has_query = false;
+      }
+      if (!has_query) take_query(exact_ ? 1 : params_.key_rotation);
+      has_query = true;
       const bool fixed_next = work_.next_is_fixed();
       const int claim = fixed_next ? 0 : work_.start_claim();
-      Unit next;
-      bool new_item = false;
-      Closing closing;
       if (unit.kind == Unit::kPage) {
-        if (exact_) enter_pages();
-        copy_.wait();
-        BlockSum<kColumns> scores = {};
-        Page::scores(params_, buffer_, lane_, query_, terms_, scores);
-        Operand<4, kColumns> weights;
-        sum_.weigh(scores, weights);
-        Page::add_values(params_, buffer_, lane_, weights, sum_.values);
-        __syncwarp();
+        attend_page();
       } else {
         const ExactRows rows(params_, work_.sequence(), work_.kv_head(), work_.length());
         attend_exact(params_, rows, kExactUnitRows * unit.index, lane_, query_, sum_);
       }
-      if (fixed_next) {
-        if (work_.next_begins_item()) {
-          closing = close();
-          new_item = true;
-        }
-        next = work_.advance();
-      } else {
-        next = work_.finish_claim(claim);
-      }
-      start(next);
-      if (new_item) {
+      if (fixed_next && work_.next_begins_item()) {
+        const Closing closing = close();
+        unit = work_.advance();
+        start(unit);
         finish_passing(closing);
-        begin_item(next);
+        sum_.clear();
+        exact_ = unit.kind == Unit::kExact;
+        has_query = false;
+        continue;
       }
-      unit = next;
+      unit = fixed_next ? work_.advance() : work_.finish_claim(claim);
+      start(unit);
     }
     finish();
   }
@@ -91,6 +86,16 @@ class DecodeWarp {
     copy_.start(buffer_,
                 params_.pages + page * params_.page_stride + work_.kv_head() * params_.head_stride,
                 params_.page_bytes);
+  }
+
+  __device__ __forceinline__ void attend_page() {
+    copy_.wait();
+    BlockSum<kColumns> scores = {};
+    Page::scores(params_, buffer_, lane_, query_, terms_, scores);
+    Operand<4, kColumns> weights;
+    sum_.weigh(scores, weights);
+    Page::add_values(params_, buffer_, lane_, weights, sum_.values);
+    __syncwarp();
   }
 
   __device__ __forceinline__ Closing close() const {
@@ -111,37 +116,32 @@ class DecodeWarp {
     Page::prepare(params_, query_, terms_);
   }
 
-  __device__ __forceinline__ void begin_item(const Unit& unit) {
-    sum_.clear();
-    exact_ = unit.kind == Unit::kExact;
-    take_query(exact_ ? 1 : params_.key_rotation);
-  }
-
-  // From exact rows to pages: other queries, other units, and sums in the values' rotated space.
+  // From exact rows to pages: other units, and sums in the values' rotated space.
   __device__ __forceinline__ void enter_pages() {
     exact_ = false;
-    take_query(params_.key_rotation);
-    if (params_.value_rotation > 1) rotate_values(sum_.values, params_.value_rotation, lane_);
+    rotate();
     Page::from_plain(params_, sum_.values);
   }
   __device__ __forceinline__ void leave_units() {
-    if (!exact_) {
+    if (exact_) {
+      rotate();
+    } else {
       Page::to_plain(params_, sum_.values);
-    } else if (params_.value_rotation > 1) {
-      rotate_values(sum_.values, params_.value_rotation, lane_);
     }
+  }
+  // Through memory, seldom: one small body instead of an unrolled one in every place.
+  __device__ __forceinline__ void rotate() {
+    if (params_.value_rotation == 1) return;
+    SoftmaxSum<kBlocks, kColumns> copy = sum_;
+    rotate_values(copy.values, params_.value_rotation, lane_);
+    sum_ = copy;
   }
 
   // The warp ended an item and goes on to the next.
   __device__ __forceinline__ void finish_passing(const Closing& closing) {
-    using Block = BlockResult<kBlocks, kColumns>;
     leave_units();
-    WarpResult<kBlocks, kColumns>::finish(
-        params_, closing, warps_ + warp_, closing.contributors.count(warps_per_block_),
-        [&](int i) {
-          return Block::slot_number(closing.contributors, i, warps_per_block_, warps_);
-        },
-        lane_, sum_);
+    SoftmaxSum<kBlocks, kColumns> copy = sum_;
+    WarpResult<kBlocks, kColumns>::finish(params_, closing, warps_per_block_, warps_, lane_, copy);
   }
 
   __device__ __forceinline__ void finish() {

@@ -50,28 +50,43 @@ __device__ __forceinline__ bool arrive(ItemCounter& counter, int expected) {
   return last;
 }
 
-// One warp's result, in registers.
+// Slot of result i of an item: that of each block's first warp, then the passing one.
+__device__ __forceinline__ int slot_number(const Work::Contributors& contributors, int i,
+                                           int block_warps, int warps) {
+  if (i == contributors.blocks(block_warps)) return warps + contributors.last + 1;
+  return i == 0 ? contributors.first : (contributors.first / block_warps + i) * block_warps;
+}
+
+// One warp's result, when it has ended an item before its last. In local memory, in small loops:
+// this is seldom, and code that is run once has to be fetched first.
 template <int kBlocks, int kColumns>
 class WarpResult {
  public:
   static constexpr int kChannels = 64 * kBlocks;
 
-  // Joins the other results if this one is the last, and writes the output; else leaves this one in
-  // `slot`. slots: number of results, of which slot_of(i) holds one.
-  template <class SlotOf>
-  __device__ static void finish(const DecodeParams& params, const Closing& closing, int own_slot,
-                                int count, const SlotOf& slot_of, Lane lane,
-                                SoftmaxSum<kBlocks, kColumns>& sum) {
+  // Writes the output if nobody else has anything of the item or all others have arrived; else
+  // leaves this result in its slot.
+  __device__ static __noinline__ void finish(const DecodeParams& params, const Closing& closing,
+                                             int block_warps, int warps, Lane lane,
+                                             SoftmaxSum<kBlocks, kColumns>& sum) {
+    const int count = closing.contributors.count(block_warps);
     if (count > 1) {
-      store(params, closing, own_slot, lane, sum);
+      const int own = warps + closing.contributors.last + 1;
+      float* const partial =
+          params.partials + static_cast<std::int64_t>(own) * params.partial_floats;
+      store(closing, partial, lane, sum);
       __threadfence();
       __syncwarp();
       int last = 0;
       if (lane.index == 0) last = arrive(params.counters[closing.item], count) ? 1 : 0;
       if (__shfl_sync(0xffffffffU, last, 0) == 0) return;
       __threadfence();
+#pragma unroll 1
       for (int i = 0; i < count; ++i) {
-        if (slot_of(i) != own_slot) join(params, closing, slot_of(i), lane, sum);
+        const int slot = slot_number(closing.contributors, i, block_warps, warps);
+        if (slot == own) continue;
+        join(closing, params.partials + static_cast<std::int64_t>(slot) * params.partial_floats,
+             lane, sum);
       }
     }
     if (params.value_rotation > 1) rotate_values(sum.values, params.value_rotation, lane);
@@ -83,21 +98,16 @@ class WarpResult {
   template <class Use>
   __device__ static __forceinline__ void for_heads(const Closing& closing, Lane lane,
                                                    const Use& use) {
-#pragma unroll
-    for (int c = 0; c < kColumns; ++c) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int head = kHeadTile * c + 2 * lane.t + e;
-        if (head < closing.heads) use(c, e, head);
-      }
+#pragma unroll 1
+    for (int i = 0; i < 2 * kColumns; ++i) {
+      const int head = kHeadTile * (i / 2) + 2 * lane.t + i % 2;
+      if (head < closing.heads) use(i / 2, i % 2, head);
     }
   }
 
-  __device__ static void store(const DecodeParams& params, const Closing& closing, int slot,
-                               Lane lane, const SoftmaxSum<kBlocks, kColumns>& sum) {
-    float* const partial = params.partials + static_cast<std::int64_t>(slot) * params.partial_floats;
+  __device__ static void store(const Closing& closing, float* partial, Lane lane,
+                               const SoftmaxSum<kBlocks, kColumns>& sum) {
     for_heads(closing, lane, [&](int c, int e, int head) {
-#pragma unroll
       for (int tile = 0; tile < 4 * kBlocks; ++tile) {
         const FragmentC& x = sum.values[tile / 4][tile % 4][c];
         *reinterpret_cast<float2*>(partial + head * kChannels + 16 * tile + 2 * lane.g) =
@@ -110,19 +120,16 @@ class WarpResult {
     });
   }
 
-  __device__ static void join(const DecodeParams& params, const Closing& closing, int slot,
-                              Lane lane, SoftmaxSum<kBlocks, kColumns>& sum) {
-    const float* const partial =
-        params.partials + static_cast<std::int64_t>(slot) * params.partial_floats;
+  __device__ static void join(const Closing& closing, const float* partial, Lane lane,
+                              SoftmaxSum<kBlocks, kColumns>& sum) {
     for_heads(closing, lane, [&](int c, int e, int head) {
-      const float2 other = __ldcg(
-          reinterpret_cast<const float2*>(partial + closing.heads * kChannels + 2 * head));
+      const float2 other =
+          __ldcg(reinterpret_cast<const float2*>(partial + closing.heads * kChannels + 2 * head));
       const float reference = fmaxf(sum.reference[c][e], other.x);
       const float mine = exp2_fast(sum.reference[c][e] - reference);
       const float theirs = exp2_fast(other.x - reference);
       sum.reference[c][e] = reference;
       sum.weights[c][e] = sum.weights[c][e] * mine + other.y * theirs;
-#pragma unroll
       for (int tile = 0; tile < 4 * kBlocks; ++tile) {
         FragmentC& x = sum.values[tile / 4][tile % 4][c];
         const float2 row = __ldcg(reinterpret_cast<const float2*>(partial + head * kChannels +
@@ -138,11 +145,9 @@ class WarpResult {
     for_heads(closing, lane, [&](int c, int e, int head) {
       const float factor = inverse_or_zero(sum.weights[c][e]);
       const std::int64_t row = (closing.first_head + head) * params.head_dim;
-#pragma unroll
-      for (int tile = 0; tile < 4 * kBlocks; ++tile) {
-        if (16 * tile >= params.head_dim) break;
+#pragma unroll 1
+      for (int tile = 0; 16 * tile < params.head_dim; ++tile) {
         const FragmentC& x = sum.values[tile / 4][tile % 4][c];
-#pragma unroll
         for (int r = 0; r < 2; ++r) {
           store_number(params.output, params.output_type, row + 16 * tile + 2 * lane.g + r,
                        x[e + 2 * r] * factor);
@@ -201,16 +206,14 @@ class BlockResult {
     write();
   }
 
-  // Slot number of result i of an item: that of each block's first warp, then the passing one.
-  __device__ static int slot_number(const Work::Contributors& contributors, int i, int block_warps,
-                                    int warps) {
-    if (i == contributors.blocks(block_warps)) return warps + contributors.last + 1;
-    return i == 0 ? contributors.first : (contributors.first / block_warps + i) * block_warps;
-  }
-
  private:
   enum Flag : int { kNotLast, kLast, kAlone };
 
+  __device__ int leader(int group) const {
+    unsigned rest = leaders_;
+    for (; group > 0; --group) rest &= rest - 1;
+    return __ffs(static_cast<int>(rest)) - 1;
+  }
   // The first warp of the block with the same last item.
   __device__ int leader_of(const Closing& closing) const {
     return max(closing.contributors.first - first_warp_, 0);
@@ -259,8 +262,8 @@ class BlockResult {
     for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
       const int group = i / (heads * kQuads);
       const int head = i / kQuads - group * heads;
-      const int leader = static_cast<int>(__fns(leaders_, 0, group + 1));
-      if (head < closings_[leader].heads) use(leader, head, 4 * (i % kQuads));
+      const int first = leader(group);
+      if (head < closings_[first].heads) use(first, head, 4 * (i % kQuads));
     }
   }
 
@@ -294,7 +297,7 @@ class BlockResult {
   // Joins `count` results, some at a time so that their loads overlap. load(i, state, row).
   template <class Load>
   __device__ __forceinline__ static Joint join(int count, const Load& load) {
-    constexpr int kTogether = 8;
+    constexpr int kTogether = 6;
     Joint joint;
     for (int first = 0; first < count; first += kTogether) {
       float2 states[kTogether];
@@ -345,15 +348,15 @@ class BlockResult {
   __device__ void write() const {
     const int heads = min(kHeads, params_.heads);
     for (int i = index_; i < __popc(leaders_) * heads; i += block_warps_) {
-      const int leader = static_cast<int>(__fns(leaders_, 0, i / heads + 1));
+      const int first = leader(i / heads);
       const int head = i % heads;
-      const Closing& closing = closings_[leader];
-      if (flags_[leader] == kNotLast || head >= closing.heads) continue;
-      const float factor = inverse_or_zero(joint_states(leader)[head].y);
+      const Closing& closing = closings_[first];
+      if (flags_[first] == kNotLast || head >= closing.heads) continue;
+      const float factor = inverse_or_zero(joint_states(first)[head].y);
       float x[2 * kBlocks];  // channel 32 i + lane
 #pragma unroll
       for (int k = 0; k < 2 * kBlocks; ++k) {
-        x[k] = rows(leader)[head * kStride + 32 * k + lane_.index] * factor;
+        x[k] = rows(first)[head * kStride + 32 * k + lane_.index] * factor;
       }
       if (params_.value_rotation > 1) rotate(x);
       const std::int64_t row = (closing.first_head + head) * params_.head_dim;

@@ -112,43 +112,42 @@ __device__ __forceinline__ void SoftmaxSum<kBlocks, kColumns>::weigh(
 // Orthonormal Walsh-Hadamard transform over `length` channels of sums in units of 1: channel
 // 64 block + 16 j + 2 g + r is values[block][j][c][2 r + e] of lane 4g + t.
 template <int kBlocks, int kColumns>
-__device__ __forceinline__ void rotate_values(BlockSum<kColumns> (&values)[kBlocks], int length,
-                                              Lane lane) {
-  const auto butterfly = [](float& a, float& b) {
-    const float sum = a + b;
-    b = a - b;
-    a = sum;
-  };
+__device__ __noinline__ void rotate_values(BlockSum<kColumns> (&values)[kBlocks], int length,
+                                           Lane lane) {
   const float factor = rsqrtf(static_cast<float>(length));
+#pragma unroll 1
+  for (int tile = 0; tile < 4 * kBlocks; ++tile) {
+    for (int c = 0; c < kColumns; ++c) {
+      FragmentC& x = values[tile / 4][tile % 4][c];
 #pragma unroll
-  for (int c = 0; c < kColumns; ++c) {
+      for (int e = 0; e < 2; ++e) {
+        const float sum = x[e] + x[e + 2];
+        x[e + 2] = (x[e] - x[e + 2]) * factor;
+        x[e] = sum * factor;
+      }
 #pragma unroll
-    for (int block = 0; block < kBlocks; ++block) {
+      for (int e = 0; e < 4; ++e) {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        FragmentC& x = values[block][j][c];
-        butterfly(x[0], x[2]), butterfly(x[1], x[3]);
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-#pragma unroll
-          for (int distance = 1; distance <= 4; distance *= 2) {
-            const float other = __shfl_xor_sync(0xffffffffU, x[e], 4 * distance);
-            x[e] = (lane.g & distance) ? other - x[e] : x[e] + other;
-          }
-          x[e] *= factor;
+        for (int distance = 1; distance <= 4; distance *= 2) {
+          const float other = __shfl_xor_sync(0xffffffffU, x[e], 4 * distance);
+          x[e] = (lane.g & distance) ? other - x[e] : x[e] + other;
         }
       }
     }
-#pragma unroll
-    for (int distance = 1; distance < 4 * kBlocks; distance *= 2) {
-      if (16 * distance >= length) break;
-#pragma unroll
-      for (int tile = 0; tile < 4 * kBlocks; ++tile) {
-        if (tile & distance) continue;
-        const int other = tile + distance;
-#pragma unroll
+  }
+#pragma unroll 1
+  for (int distance = 1; 16 * distance < length; distance *= 2) {
+#pragma unroll 1
+    for (int tile = 0; tile < 4 * kBlocks; ++tile) {
+      if (tile & distance) continue;
+      const int other = tile + distance;
+      for (int c = 0; c < kColumns; ++c) {
         for (int e = 0; e < 4; ++e) {
-          butterfly(values[tile / 4][tile % 4][c][e], values[other / 4][other % 4][c][e]);
+          float& low = values[tile / 4][tile % 4][c][e];
+          float& high = values[other / 4][other % 4][c][e];
+          const float sum = low + high;
+          high = low - high;
+          low = sum;
         }
       }
     }
