@@ -50,12 +50,27 @@ __device__ __forceinline__ bool arrive(ItemCounter& counter, int expected) {
   return last;
 }
 
-// Slot of result i of an item: that of each block's first warp, then the passing one.
-__device__ __forceinline__ int slot_number(const Work::Contributors& contributors, int i,
-                                           int block_warps, int warps) {
-  if (i == contributors.blocks(block_warps)) return warps + contributors.last + 1;
-  return i == 0 ? contributors.first : (contributors.first / block_warps + i) * block_warps;
-}
+// The slots of an item's results: those of its blocks' first warps, then that of the passing warp.
+struct Slots {
+  int count;
+  int blocks;
+  int first;
+  int first_block;
+  int block_warps;
+  int passing;
+
+  __device__ Slots(const Work::Contributors& contributors, int warps_per_block, int warps)
+      : blocks(contributors.blocks(warps_per_block)),
+        first(contributors.first),
+        first_block(contributors.first / warps_per_block),
+        block_warps(warps_per_block),
+        passing(warps + contributors.last + 1) {
+    count = blocks + (contributors.passing ? 1 : 0);
+  }
+  __device__ int operator[](int i) const {
+    return i == blocks ? passing : max(first, (first_block + i) * block_warps);
+  }
+};
 
 // One warp's result, when it has ended an item before its last. In local memory, in small loops:
 // this is seldom, and code that is run once has to be fetched first.
@@ -69,23 +84,21 @@ class WarpResult {
   __device__ static __noinline__ void finish(const DecodeParams& params, const Closing& closing,
                                              int block_warps, int warps, Lane lane,
                                              SoftmaxSum<kBlocks, kColumns>& sum) {
-    const int count = closing.contributors.count(block_warps);
-    if (count > 1) {
-      const int own = warps + closing.contributors.last + 1;
+    const Slots slots(closing.contributors, block_warps, warps);
+    if (slots.count > 1) {
+      const int own = slots.passing;
       float* const partial =
           params.partials + static_cast<std::int64_t>(own) * params.partial_floats;
       store(closing, partial, lane, sum);
       __threadfence();
       __syncwarp();
       int last = 0;
-      if (lane.index == 0) last = arrive(params.counters[closing.item], count) ? 1 : 0;
+      if (lane.index == 0) last = arrive(params.counters[closing.item], slots.count) ? 1 : 0;
       if (__shfl_sync(0xffffffffU, last, 0) == 0) return;
       __threadfence();
 #pragma unroll 1
-      for (int i = 0; i < count; ++i) {
-        const int slot = slot_number(closing.contributors, i, block_warps, warps);
-        if (slot == own) continue;
-        join(closing, params.partials + static_cast<std::int64_t>(slot) * params.partial_floats,
+      for (int i = 0; i < slots.blocks; ++i) {
+        join(closing, params.partials + static_cast<std::int64_t>(slots[i]) * params.partial_floats,
              lane, sum);
       }
     }
@@ -297,16 +310,15 @@ class BlockResult {
   // Joins `count` results, some at a time so that their loads overlap. load(i, state, row).
   template <class Load>
   __device__ __forceinline__ static Joint join(int count, const Load& load) {
-    constexpr int kTogether = 6;
+    constexpr int kTogether = 10;
     Joint joint;
     for (int first = 0; first < count; first += kTogether) {
       float2 states[kTogether];
       float4 rows[kTogether];
 #pragma unroll
       for (int i = 0; i < kTogether; ++i) {
-        states[i] = make_float2(kNoReference, 0);
-        rows[i] = {};
-        if (first + i < count) load(first + i, states[i], rows[i]);
+        load(min(first + i, count - 1), states[i], rows[i]);  // always, or they would not overlap
+        if (first + i >= count) states[i] = make_float2(kNoReference, 0);
       }
       joint.add(states, rows);
     }
@@ -334,10 +346,11 @@ class BlockResult {
 
   __device__ void join_blocks(int leader, int head, int channel) const {
     const Closing& closing = closings_[leader];
-    const int count = closing.contributors.count(block_warps_);
-    const Joint joint = join(count, [&](int i, float2& state, float4& row) {
-      const float* const from = slot(slot_number(closing.contributors, i, block_warps_, warps_));
-      state = __ldcg(reinterpret_cast<const float2*>(from + closing.heads * kChannels + 2 * head));
+    const Slots slots(closing.contributors, block_warps_, warps_);
+    const int heads = closing.heads;
+    const Joint joint = join(slots.count, [&](int i, float2& state, float4& row) {
+      const float* const from = slot(slots[i]);
+      state = __ldcg(reinterpret_cast<const float2*>(from + heads * kChannels + 2 * head));
       row = __ldcg(reinterpret_cast<const float4*>(from + head * kChannels + channel));
     });
     *reinterpret_cast<float4*>(rows(leader) + head * kStride + channel) = joint.row;

@@ -7,24 +7,50 @@
 
 namespace kvq::cuda {
 
-// Four consecutive numbers from element `index` on, a multiple of 4.
-__device__ __forceinline__ void load_four(const void* numbers, NumberType type, std::int64_t index,
-                                          float (&result)[4]) {
-  if (type == NumberType::kFloat32) {
-    const float4 four = *reinterpret_cast<const float4*>(static_cast<const float*>(numbers) + index);
-    result[0] = four.x, result[1] = four.y, result[2] = four.z, result[3] = four.w;
-    return;
+// Channels 16 step + 4 t .. + 3 of a head whose first channel is element `first`; zeros from head_dim
+// on. All loads are on their way before the first is needed.
+template <int kSteps>
+__device__ __forceinline__ void load_head(const DecodeParams& params, std::int64_t first, Lane lane,
+                                          float (&numbers)[kSteps][4]) {
+  const auto channel = [&](int step) { return min(16 * step, params.head_dim - 16) + 4 * lane.t; };
+  if (params.query_type == NumberType::kFloat32) {
+    const float* const head = static_cast<const float*>(params.query) + first;
+    float4 words[kSteps];
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      words[step] = __ldg(reinterpret_cast<const float4*>(head + channel(step)));
+    }
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      numbers[step][0] = words[step].x, numbers[step][1] = words[step].y;
+      numbers[step][2] = words[step].z, numbers[step][3] = words[step].w;
+    }
+  } else {
+    const std::uint16_t* const head = static_cast<const std::uint16_t*>(params.query) + first;
+    uint2 words[kSteps];
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      words[step] = __ldg(reinterpret_cast<const uint2*>(head + channel(step)));
+    }
+    const bool is_half = params.query_type == NumberType::kFloat16;
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      const std::uint32_t pairs[2] = {words[step].x, words[step].y};
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float2 half = __half22float2(pair_of(pairs[i]));
+        numbers[step][2 * i] = is_half ? half.x : __uint_as_float(pairs[i] << 16);
+        numbers[step][2 * i + 1] = is_half ? half.y : __uint_as_float(pairs[i] & 0xffff0000U);
+      }
+    }
   }
-  const uint2 words =
-      *reinterpret_cast<const uint2*>(static_cast<const std::uint16_t*>(numbers) + index);
-  if (type == NumberType::kFloat16) {
-    const float2 low = __half22float2(pair_of(words.x));
-    const float2 high = __half22float2(pair_of(words.y));
-    result[0] = low.x, result[1] = low.y, result[2] = high.x, result[3] = high.y;
-    return;
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (16 * step >= params.head_dim) numbers[step][i] = 0;
+    }
   }
-  result[0] = __uint_as_float(words.x << 16), result[1] = __uint_as_float(words.x & 0xffff0000U);
-  result[2] = __uint_as_float(words.y << 16), result[3] = __uint_as_float(words.y & 0xffff0000U);
 }
 
 // Orthonormal Walsh-Hadamard transform over `length` channels, a power of two: channel
@@ -78,15 +104,17 @@ template <int kSteps, int kColumns>
 __device__ __forceinline__ void load_query(const DecodeParams& params, std::int64_t first_head,
                                            int heads, int rotation, Lane lane,
                                            Query<kSteps, kColumns>& query) {
-  float numbers[kColumns][kSteps][4] = {};
+  float numbers[kColumns][kSteps][4];
 #pragma unroll
   for (int c = 0; c < kColumns; ++c) {
     const int head = kHeadTile * c + lane.g;
+    load_head(params, (first_head + min(head, heads - 1)) * params.head_dim, lane, numbers[c]);
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
-      if (head >= heads || 16 * step >= params.head_dim) continue;
-      load_four(params.query, params.query_type,
-                (first_head + head) * params.head_dim + 16 * step + 4 * lane.t, numbers[c][step]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (head >= heads) numbers[c][step][i] = 0;
+      }
     }
   }
   float greatest = 0;

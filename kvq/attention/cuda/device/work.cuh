@@ -151,12 +151,15 @@ class Work {
     return warp * quotient_ +
            static_cast<int>(static_cast<std::uint32_t>(warp) * remainder_ / warps_);
   }
-  // The first warp whose last unit (or the place of its empty range) is not before `position`.
+  // A warp's last unit, or the place of its empty range.
+  __device__ int last_position(int warp) const { return max(cut(warp), cut(warp + 1) - 1); }
+  // The first warp whose last position is not before `position`.
   __device__ int first_ending_behind(int position) const {
-    const auto ceil_warp = [&](std::int64_t units) {
-      return static_cast<int>((units * warps_ + fixed_units_ - 1) / fixed_units_);
-    };
-    return min(ceil_warp(position + 1LL) - 1, ceil_warp(position));
+    int warp = static_cast<int>(__fdividef(static_cast<float>(position), fixed_units_) * warps_);
+    warp = min(warp, warps_ - 1);
+    while (warp > 0 && last_position(warp - 1) >= position) --warp;
+    while (last_position(warp) < position) ++warp;
+    return warp;
   }
 
   __device__ void find_first_item() {
