@@ -42,58 +42,85 @@ class DecodeWarp {
 
   __device__ __forceinline__ void run() {
     Unit unit = work_.first();
-    start(unit);
+    start(unit, look_up(unit));
     sum_.clear();
     exact_ = unit.kind == Unit::kExact;
-    bool has_query = false;
+    bool prepared = false;
     while (unit.kind != Unit::kNone) {
       if (exact_ && unit.kind == Unit::kPage) {
         enter_pages();
-        has_query = false;
+        prepared = false;
       }
-      if (!has_query) take_query(exact_ ? 1 : params_.key_rotation);
-      has_query = true;
-      const bool fixed_next = work_.next_is_fixed();
-      const int claim = fixed_next ? 0 : work_.start_claim();
+      if (!prepared) prepare_item();
+      prepared = true;
+      // The next unit is settled, and its place looked up, before this one is done with: the copy
+      // that then starts must not wait for either.
+      const bool claims = !work_.next_is_fixed();
+      const bool item_ends = !claims && work_.next_begins_item();
+      const int claim = claims ? work_.start_claim() : 0;
+      Unit next{Unit::kNone, 0};
+      std::int32_t place = 0;
+      if (!claims && !item_ends) {
+        next = work_.advance();
+        place = look_up(next);
+      }
+      const auto settle = [&] {
+        if (!claims) return;
+        next = work_.finish_claim(claim);
+        place = look_up(next);
+      };
       if (unit.kind == Unit::kPage) {
-        attend_page();
+        attend_page(settle);
       } else {
         const ExactRows rows(params_, work_.sequence(), work_.kv_head(), work_.length());
         attend_exact(params_, rows, kExactUnitRows * unit.index, lane_, query_, sum_);
+        settle();
       }
-      if (fixed_next && work_.next_begins_item()) {
-        const Closing closing = close();
-        unit = work_.advance();
-        start(unit);
+      if (item_ends) {
+        const Closing closing = closings()[index_];
+        next = work_.advance();
+        start(next, look_up(next));
         finish_passing(closing);
         sum_.clear();
-        exact_ = unit.kind == Unit::kExact;
-        has_query = false;
-        continue;
+        exact_ = next.kind == Unit::kExact;
+        prepared = false;
+      } else {
+        start(next, place);
       }
-      unit = fixed_next ? work_.advance() : work_.finish_claim(claim);
-      start(unit);
+      unit = next;
     }
+    if (!prepared) prepare_item();  // no unit at all: an empty result
     finish();
   }
 
  private:
-  __device__ __forceinline__ void start(const Unit& unit) {
+  // The index of a unit's page in memory.
+  __device__ __forceinline__ std::int32_t look_up(const Unit& unit) const {
+    std::int32_t place = 0;
+    if (unit.kind == Unit::kPage) {
+      const std::int32_t* const entry =
+          params_.page_table + static_cast<std::int64_t>(work_.sequence()) * params_.table_stride +
+          unit.index;
+      asm volatile("ld.global.nc.b32 %0, [%1];" : "=r"(place) : "l"(entry));  // here, not later
+    }
+    return place;
+  }
+  __device__ __forceinline__ void start(const Unit& unit, std::int32_t place) {
     if (unit.kind != Unit::kPage) return;
-    const std::int32_t page = __ldg(
-        params_.page_table + static_cast<std::int64_t>(work_.sequence()) * params_.table_stride +
-        unit.index);
     copy_.start(buffer_,
-                params_.pages + page * params_.page_stride + work_.kv_head() * params_.head_stride,
+                params_.pages + place * params_.page_stride + work_.kv_head() * params_.head_stride,
                 params_.page_bytes);
   }
 
-  __device__ __forceinline__ void attend_page() {
+  // settle() is called between scores and values.
+  template <class Settle>
+  __device__ __forceinline__ void attend_page(const Settle& settle) {
     copy_.wait();
     BlockSum<kColumns> scores = {};
     Page::scores(params_, buffer_, lane_, query_, terms_, scores);
     Operand<4, kColumns> weights;
     sum_.weigh(scores, weights);
+    settle();
     Page::add_values(params_, buffer_, lane_, weights, sum_.values);
     __syncwarp();
   }
@@ -107,11 +134,16 @@ class DecodeWarp {
             min(tile_heads, params_.heads - work_.head_tile() * tile_heads)};
   }
 
-  __device__ __forceinline__ void take_query(int rotation) {
-    const std::int64_t kv_head =
-        static_cast<std::int64_t>(work_.sequence()) * params_.kv_heads + work_.kv_head();
-    const int first = work_.head_tile() * kHeadTile * kColumns;
-    load_query(params_, kv_head * params_.heads + first, params_.heads - first, rotation, lane_,
+  __device__ __forceinline__ Closing* closings() const {
+    return reinterpret_cast<Closing*>(shared_ + kSharedClosings);
+  }
+
+  // What does not depend on pages: done while the item's first one is on its way.
+  __device__ __forceinline__ void prepare_item() {
+    const Closing closing = close();
+    if (lane_.index == 0) closings()[index_] = closing;
+    __syncwarp();
+    load_query(params_, closing.first_head, closing.heads, exact_ ? 1 : params_.key_rotation, lane_,
                query_);
     Page::prepare(params_, query_, terms_);
   }
@@ -146,7 +178,7 @@ class DecodeWarp {
 
   __device__ __forceinline__ void finish() {
     leave_units();
-    BlockResult<kBlocks, kColumns>(params_, shared_, lane_).finish(close(), sum_);
+    BlockResult<kBlocks, kColumns>(params_, shared_, lane_).finish(sum_);
   }
 
   const DecodeParams& params_;

@@ -194,9 +194,9 @@ class BlockResult {
         warps_(static_cast<int>(gridDim.x) * block_warps_),
         lane_(lane) {}
 
-  __device__ void finish(const Closing& closing, const SoftmaxSum<kBlocks, kColumns>& sum) {
+  // Every warp has written its closing.
+  __device__ void finish(const SoftmaxSum<kBlocks, kColumns>& sum) {
     deposit(sum);
-    if (lane_.index == 0) closings_[index_] = closing;
     __syncthreads();
     const bool leads =
         lane_.index < block_warps_ && leader_of(closings_[lane_.index]) == lane_.index;
@@ -205,6 +205,7 @@ class BlockResult {
     __threadfence();
     __syncthreads();
     if ((leaders_ >> index_ & 1) != 0 && lane_.index == 0) {
+      const Closing& closing = closings_[index_];
       const int count = closing.contributors.count(block_warps_);
       flags_[index_] = count == 1                                           ? kAlone
                        : arrive(params_.counters[closing.item], count) ? kLast

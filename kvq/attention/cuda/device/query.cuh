@@ -53,30 +53,35 @@ __device__ __forceinline__ void load_head(const DecodeParams& params, std::int64
   }
 }
 
-// Orthonormal Walsh-Hadamard transform over `length` channels, a power of two: channel
-// 16 step + 4 t + i is numbers[step][i] of lane 4g + t.
+template <int kSteps, int kColumns>
+struct Query {
+  Operand<kSteps, kColumns> operand;
+  float factor;  // of the scores, in units of log2; what the operand was divided by is in it
+};
+
+// The operand [channels x 8 heads] times the Walsh-Hadamard matrix of `length` (a power of two, 16 or
+// more) times `scale`: inside a step of 16 channels a product with the matrix of 16, whose elements
+// are +-1, between steps butterflies.
 template <int kSteps>
-__device__ __forceinline__ void rotate_query(float (&numbers)[kSteps][4], int length, Lane lane) {
-  const auto butterfly = [](float& a, float& b) {
-    const float sum = a + b;
-    b = a - b;
-    a = sum;
+__device__ __forceinline__ void rotate_query(Operand<kSteps, 1>& operand, int length, float scale,
+                                             Lane lane) {
+  // Element (row, depth) is -1 to the number of common bits; fp16 1 with or without its sign.
+  const auto sign = [](int row, int depth) {
+    return static_cast<std::uint32_t>(__popc(row & depth) & 1) << 15;
   };
-  const float factor = rsqrtf(static_cast<float>(length));
+  FragmentA matrix;
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    const int row = 2 * lane.g + k % 2;
+    const int depth = 4 * lane.t + k / 2;
+    matrix[k] = kHalfOnes ^ (sign(row, depth) | sign(row, depth + 2) << 16);
+  }
+  FragmentC channels[kSteps];  // rows 2g, 2g + 1 of each step
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
-    float(&x)[4] = numbers[step];
-    butterfly(x[0], x[1]), butterfly(x[2], x[3]);
-    butterfly(x[0], x[2]), butterfly(x[1], x[3]);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-#pragma unroll
-      for (int distance = 1; distance <= 2; distance *= 2) {
-        const float other = __shfl_xor_sync(0xffffffffU, x[i], distance);
-        x[i] = (lane.t & distance) ? other - x[i] : x[i] + other;
-      }
-      x[i] *= factor;
-    }
+    for (int e = 0; e < 4; ++e) channels[step][e] = 0;
+    multiply_add(channels[step], matrix, operand.b[step][0][0], operand.b[step][0][1]);
   }
 #pragma unroll
   for (int distance = 1; distance < kSteps; distance *= 2) {
@@ -85,19 +90,44 @@ __device__ __forceinline__ void rotate_query(float (&numbers)[kSteps][4], int le
     for (int step = 0; step < kSteps; ++step) {
       if (step & distance) continue;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) butterfly(numbers[step][i], numbers[step + distance][i]);
+      for (int e = 0; e < 4; ++e) {
+        const float sum = channels[step][e] + channels[step + distance][e];
+        channels[step + distance][e] = channels[step][e] - channels[step + distance][e];
+        channels[step][e] = sum;
+      }
     }
+  }
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) {
+    const FragmentC& x = channels[step];
+    operand.b[step][0][0] = transpose(pack(x[0] * scale, x[1] * scale));
+    operand.b[step][0][1] = transpose(pack(x[2] * scale, x[3] * scale));
   }
 }
 
-// The heads are divided by a common power of two, so that the greatest number lies between 1/2 and
-// 1: products with any fp16 scale stay in range.
-template <int kSteps, int kColumns>
-struct Query {
-  Operand<kSteps, kColumns> operand;
-  float factor;  // of the scores, in units of log2; the power of two is in it
-};
+// The power of two above the greatest number of all lanes: exponent of a factor between 1/2 and 1.
+template <int kColumns, int kSteps>
+__device__ __forceinline__ int common_exponent(const float (&numbers)[kColumns][kSteps][4]) {
+  float greatest = 0;
+#pragma unroll
+  for (int c = 0; c < kColumns; ++c) {
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) greatest = fmaxf(greatest, fabsf(numbers[c][step][i]));
+    }
+  }
+  // Numbers >= 0 compare as their bits do.
+  const unsigned bits = __reduce_max_sync(0xffffffffU, __float_as_uint(greatest));
+  return min(max(static_cast<int>(bits >> 23) - 126, -100), 100);
+}
 
+__device__ __forceinline__ float float_power_of_two(int exponent) {
+  return __uint_as_float(static_cast<unsigned>(127 + exponent) << 23);
+}
+
+// The operand is divided by a power of two (and, rotated, by the root of the transform's length), so
+// that no number exceeds 1: products with any fp16 scale stay in range.
 // first_head: of the item's heads in params.query; heads: how many of 8 * kColumns there are.
 // rotation: length of the Hadamard transform, 1 for none.
 template <int kSteps, int kColumns>
@@ -109,36 +139,34 @@ __device__ __forceinline__ void load_query(const DecodeParams& params, std::int6
   for (int c = 0; c < kColumns; ++c) {
     const int head = kHeadTile * c + lane.g;
     load_head(params, (first_head + min(head, heads - 1)) * params.head_dim, lane, numbers[c]);
+    if (head >= heads) {
 #pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
+      for (int step = 0; step < kSteps; ++step) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        if (head >= heads) numbers[c][step][i] = 0;
+        for (int i = 0; i < 4; ++i) numbers[c][step][i] = 0;
       }
     }
   }
-  float greatest = 0;
+  const int exponent = common_exponent(numbers);
+  const float scale = float_power_of_two(-exponent);
+  query.factor = params.score_scale * float_power_of_two(exponent);
+  if (rotation > 1) query.factor *= sqrtf(static_cast<float>(rotation));
 #pragma unroll
   for (int c = 0; c < kColumns; ++c) {
-    if (rotation > 1) rotate_query(numbers[c], rotation, lane);
-#pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) greatest = fmaxf(greatest, fabsf(numbers[c][step][i]));
-    }
-  }
-  // Numbers >= 0 compare as their bits do.
-  const unsigned bits = __reduce_max_sync(0xffffffffU, __float_as_uint(greatest));
-  const int exponent = min(max(static_cast<int>(bits >> 23) - 126, -100), 100);
-  const float scale = __uint_as_float(static_cast<unsigned>(127 - exponent) << 23);
-  query.factor = params.score_scale * __uint_as_float(static_cast<unsigned>(127 + exponent) << 23);
-#pragma unroll
-  for (int c = 0; c < kColumns; ++c) {
+    Operand<kSteps, 1> column;
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
       const float(&x)[4] = numbers[c][step];
-      query.operand.b[step][c][0] = pack(x[0] * scale, x[2] * scale);
-      query.operand.b[step][c][1] = pack(x[1] * scale, x[3] * scale);
+      column.b[step][0][0] = pack(x[0] * scale, x[2] * scale);
+      column.b[step][0][1] = pack(x[1] * scale, x[3] * scale);
+    }
+    if (rotation > 1) {
+      rotate_query(column, rotation, 1.0F / static_cast<float>(rotation), lane);
+    }
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) query.operand.b[step][c][i] = column.b[step][0][i];
     }
   }
 }
