@@ -42,17 +42,18 @@ class DecodeWarp {
 
   __device__ __forceinline__ void run() {
     Unit unit = work_.first();
-    start(unit, look_up(unit));
+    Start how = Start::kItem;
     sum_.clear();
-    exact_ = unit.kind == Unit::kExact;
-    bool prepared = false;
-    while (unit.kind != Unit::kNone) {
-      if (exact_ && unit.kind == Unit::kPage) {
-        enter_pages();
-        prepared = false;
+    while (true) {
+      if (how != Start::kNextUnit) {
+        if (how == Start::kPages) {
+          enter_pages();
+        } else {
+          exact_ = unit.kind == Unit::kExact;
+        }
+        prepare_item(unit, how);
       }
-      if (!prepared) prepare_item();
-      prepared = true;
+      if (unit.kind == Unit::kNone) break;
       // The next unit is settled, and its place looked up, before this one is done with: the copy
       // that then starts must not wait for either.
       const bool claims = !work_.next_is_fixed();
@@ -77,23 +78,22 @@ class DecodeWarp {
         settle();
       }
       if (item_ends) {
-        const Closing closing = closings()[index_];
+        end_passing();
         next = work_.advance();
-        start(next, look_up(next));
-        finish_passing(closing);
-        sum_.clear();
-        exact_ = next.kind == Unit::kExact;
-        prepared = false;
+        how = Start::kItem;
       } else {
         start(next, place);
+        how = exact_ && next.kind == Unit::kPage ? Start::kPages : Start::kNextUnit;
       }
       unit = next;
     }
-    if (!prepared) prepare_item();  // no unit at all: an empty result
     finish();
   }
 
  private:
+  // What is new with a unit.
+  enum class Start { kNextUnit, kPages, kItem };
+
   // The index of a unit's page in memory.
   __device__ __forceinline__ std::int32_t look_up(const Unit& unit) const {
     std::int32_t place = 0;
@@ -125,26 +125,25 @@ class DecodeWarp {
     __syncwarp();
   }
 
-  __device__ __forceinline__ Closing close() const {
-    const int tile_heads = kHeadTile * kColumns;
-    const std::int64_t kv_head =
-        static_cast<std::int64_t>(work_.sequence()) * params_.kv_heads + work_.kv_head();
-    return {work_.contributors(), work_.item(),
-            kv_head * params_.heads + work_.head_tile() * tile_heads,
-            min(tile_heads, params_.heads - work_.head_tile() * tile_heads)};
-  }
-
   __device__ __forceinline__ Closing* closings() const {
     return reinterpret_cast<Closing*>(shared_ + kSharedClosings);
   }
 
-  // What does not depend on pages: done while the item's first one is on its way.
-  __device__ __forceinline__ void prepare_item() {
-    const Closing closing = close();
+  // What does not depend on pages, while the first one is on its way. The queries' loads go first:
+  // behind a page for every warp they would take three times as long.
+  __device__ __forceinline__ void prepare_item(const Unit& unit, Start how) {
+    const int first = work_.head_tile() * kHeadTile * kColumns;
+    const std::int64_t kv_head =
+        static_cast<std::int64_t>(work_.sequence()) * params_.kv_heads + work_.kv_head();
+    const int heads = min(kHeadTile * kColumns, params_.heads - first);
+    RawQuery<kSteps, kColumns> raw;
+    load_raw_query(params_, kv_head * params_.heads + first, heads, lane_, raw);
+    if (how == Start::kItem) start(unit, look_up(unit));
+    const Closing closing{work_.contributors(), work_.item(), kv_head * params_.heads + first,
+                          heads};
     if (lane_.index == 0) closings()[index_] = closing;
     __syncwarp();
-    load_query(params_, closing.first_head, closing.heads, exact_ ? 1 : params_.key_rotation, lane_,
-               query_);
+    prepare_query(params_, raw, heads, exact_ ? 1 : params_.key_rotation, lane_, query_);
     Page::prepare(params_, query_, terms_);
   }
 
@@ -170,15 +169,26 @@ class DecodeWarp {
   }
 
   // The warp ended an item and goes on to the next.
-  __device__ __forceinline__ void finish_passing(const Closing& closing) {
+  __device__ __forceinline__ void end_passing() {
     leave_units();
     SoftmaxSum<kBlocks, kColumns> copy = sum_;
-    WarpResult<kBlocks, kColumns>::finish(params_, closing, warps_per_block_, warps_, lane_, copy);
+    const Closing& closing = closings()[index_];
+    if (closing.contributors.count(warps_per_block_) == 1) {
+      WarpResult<kBlocks, kColumns>::write(params_, closing, lane_, copy);
+    } else {
+      const std::int64_t slot = warps_ + warp_;
+      WarpResult<kBlocks, kColumns>::store(closing, params_.partials + slot * params_.partial_floats,
+                                           lane_, copy);
+      passed_ = true;  // at most once: items between the first and the last are whole
+      if (lane_.index == 0) closings()[16 + index_] = closing;
+    }
+    __syncwarp();
+    sum_.clear();
   }
 
   __device__ __forceinline__ void finish() {
     leave_units();
-    BlockResult<kBlocks, kColumns>(params_, shared_, lane_).finish(sum_);
+    BlockResult<kBlocks, kColumns>(params_, shared_, lane_).finish(passed_, sum_);
   }
 
   const DecodeParams& params_;
@@ -191,6 +201,7 @@ class DecodeWarp {
   std::uint32_t buffer_;
   PageCopy copy_;
   Work work_;
+  bool passed_ = false;
   bool exact_;  // sums are of exact rows: units of 1, not rotated
   Query<kSteps, kColumns> query_;
   typename Page::template QueryTerms<kSteps, kColumns> terms_;

@@ -19,11 +19,11 @@ struct Closing {
   int heads;
 };
 
-// Shared memory: a barrier of 8 bytes and a flag of 4 for each of 16 warps, what they close, then a
-// region for each.
+// Shared memory before the warps' regions: for each of 16 warps a barrier of 8 bytes, a flag for what
+// it ends with and one for what it passes, and the closings of both.
 inline constexpr int kSharedFlags = 128;
-inline constexpr int kSharedClosings = 192;
-static_assert(kSharedClosings + 16 * sizeof(Closing) <= kSharedHeader);
+inline constexpr int kSharedClosings = 256;
+static_assert(kSharedClosings + 2 * 16 * sizeof(Closing) <= kSharedHeader);
 
 __device__ __forceinline__ void store_number(void* numbers, NumberType type, std::int64_t index,
                                              float number) {
@@ -79,48 +79,11 @@ class WarpResult {
  public:
   static constexpr int kChannels = 64 * kBlocks;
 
-  // Writes the output if nobody else has anything of the item or all others have arrived; else
-  // leaves this result in its slot.
-  __device__ static __noinline__ void finish(const DecodeParams& params, const Closing& closing,
-                                             int block_warps, int warps, Lane lane,
-                                             SoftmaxSum<kBlocks, kColumns>& sum) {
-    const Slots slots(closing.contributors, block_warps, warps);
-    if (slots.count > 1) {
-      const int own = slots.passing;
-      float* const partial =
-          params.partials + static_cast<std::int64_t>(own) * params.partial_floats;
-      store(closing, partial, lane, sum);
-      __threadfence();
-      __syncwarp();
-      int last = 0;
-      if (lane.index == 0) last = arrive(params.counters[closing.item], slots.count) ? 1 : 0;
-      if (__shfl_sync(0xffffffffU, last, 0) == 0) return;
-      __threadfence();
-#pragma unroll 1
-      for (int i = 0; i < slots.blocks; ++i) {
-        join(closing, params.partials + static_cast<std::int64_t>(slots[i]) * params.partial_floats,
-             lane, sum);
-      }
-    }
-    if (params.value_rotation > 1) rotate_values(sum.values, params.value_rotation, lane);
-    write(params, closing, lane, sum);
-  }
-
- private:
-  // Calls use(c, e, head) for the heads of a lane.
-  template <class Use>
-  __device__ static __forceinline__ void for_heads(const Closing& closing, Lane lane,
-                                                   const Use& use) {
-#pragma unroll 1
-    for (int i = 0; i < 2 * kColumns; ++i) {
-      const int head = kHeadTile * (i / 2) + 2 * lane.t + i % 2;
-      if (head < closing.heads) use(i / 2, i % 2, head);
-    }
-  }
-
-  __device__ static void store(const Closing& closing, float* partial, Lane lane,
-                               const SoftmaxSum<kBlocks, kColumns>& sum) {
+  // To a slot; whoever arrives for it lets others know.
+  __device__ static __noinline__ void store(const Closing& closing, float* partial, Lane lane,
+                                            const SoftmaxSum<kBlocks, kColumns>& sum) {
     for_heads(closing, lane, [&](int c, int e, int head) {
+#pragma unroll 4
       for (int tile = 0; tile < 4 * kBlocks; ++tile) {
         const FragmentC& x = sum.values[tile / 4][tile % 4][c];
         *reinterpret_cast<float2*>(partial + head * kChannels + 16 * tile + 2 * lane.g) =
@@ -133,40 +96,35 @@ class WarpResult {
     });
   }
 
-  __device__ static void join(const Closing& closing, const float* partial, Lane lane,
-                              SoftmaxSum<kBlocks, kColumns>& sum) {
-    for_heads(closing, lane, [&](int c, int e, int head) {
-      const float2 other =
-          __ldcg(reinterpret_cast<const float2*>(partial + closing.heads * kChannels + 2 * head));
-      const float reference = fmaxf(sum.reference[c][e], other.x);
-      const float mine = exp2_fast(sum.reference[c][e] - reference);
-      const float theirs = exp2_fast(other.x - reference);
-      sum.reference[c][e] = reference;
-      sum.weights[c][e] = sum.weights[c][e] * mine + other.y * theirs;
-      for (int tile = 0; tile < 4 * kBlocks; ++tile) {
-        FragmentC& x = sum.values[tile / 4][tile % 4][c];
-        const float2 row = __ldcg(reinterpret_cast<const float2*>(partial + head * kChannels +
-                                                                 16 * tile + 2 * lane.g));
-        x[e] = x[e] * mine + row.x * theirs;
-        x[e + 2] = x[e + 2] * mine + row.y * theirs;
-      }
-    });
-  }
-
-  __device__ static void write(const DecodeParams& params, const Closing& closing, Lane lane,
-                               const SoftmaxSum<kBlocks, kColumns>& sum) {
+  // The whole item's result: to the output.
+  __device__ static __noinline__ void write(const DecodeParams& params, const Closing& closing,
+                                            Lane lane, SoftmaxSum<kBlocks, kColumns>& sum) {
+    if (params.value_rotation > 1) rotate_values(sum.values, params.value_rotation, lane);
     for_heads(closing, lane, [&](int c, int e, int head) {
       const float factor = inverse_or_zero(sum.weights[c][e]);
       const std::int64_t row = (closing.first_head + head) * params.head_dim;
 #pragma unroll 1
       for (int tile = 0; 16 * tile < params.head_dim; ++tile) {
         const FragmentC& x = sum.values[tile / 4][tile % 4][c];
+#pragma unroll
         for (int r = 0; r < 2; ++r) {
           store_number(params.output, params.output_type, row + 16 * tile + 2 * lane.g + r,
                        x[e + 2 * r] * factor);
         }
       }
     });
+  }
+
+ private:
+  // Calls use(c, e, head) for the heads of a lane.
+  template <class Use>
+  __device__ static __forceinline__ void for_heads(const Closing& closing, Lane lane,
+                                                   const Use& use) {
+#pragma unroll 1
+    for (int i = 0; i < 2 * kColumns; ++i) {
+      const int head = kHeadTile * (i / 2) + 2 * lane.t + i % 2;
+      if (head < closing.heads) use(i / 2, i % 2, head);
+    }
   }
 };
 
@@ -194,48 +152,69 @@ class BlockResult {
         warps_(static_cast<int>(gridDim.x) * block_warps_),
         lane_(lane) {}
 
-  // Every warp has written its closing.
-  __device__ void finish(const SoftmaxSum<kBlocks, kColumns>& sum) {
+  // Every warp has written its closing. passed: this warp has left the result of an item that
+  // others have results of, too, in its slot.
+  __device__ void finish(bool passed, const SoftmaxSum<kBlocks, kColumns>& sum) {
     deposit(sum);
     __syncthreads();
-    const bool leads =
-        lane_.index < block_warps_ && leader_of(closings_[lane_.index]) == lane_.index;
-    leaders_ = __ballot_sync(0xffffffffU, leads);
-    for_quads([&](int leader, int head, int channel) { join_warps(leader, head, channel); });
+    const unsigned leaders = ballot_warps([&](int warp) { return leader_of(warp) == warp; });
+    for_quads(leaders, closings_,
+              [&](int warp, int head, int channel) { join_warps(warp, head, channel); });
     __threadfence();
     __syncthreads();
-    if ((leaders_ >> index_ & 1) != 0 && lane_.index == 0) {
-      const Closing& closing = closings_[index_];
-      const int count = closing.contributors.count(block_warps_);
-      flags_[index_] = count == 1                                           ? kAlone
-                       : arrive(params_.counters[closing.item], count) ? kLast
-                                                                            : kNotLast;
-    }
+    arrive_for_warp((leaders >> index_ & 1) != 0, passed);
     __syncthreads();
     __threadfence();
-    for_quads([&](int leader, int head, int channel) {
-      if (flags_[leader] == kLast) join_blocks(leader, head, channel);
-    });
+    const unsigned last = ballot_warps([&](int warp) { return flags_[warp] == kLast; });
+    const unsigned alone = ballot_warps([&](int warp) { return flags_[warp] == kAlone; });
+    complete(last, alone, closings_);
+    const unsigned last_passed = ballot_warps([&](int warp) { return flags_[16 + warp] == kLast; });
+    if (last_passed == 0) return;
     __syncthreads();
-    write();
+    complete(last_passed, 0, closings_ + 16);
   }
 
  private:
-  enum Flag : int { kNotLast, kLast, kAlone };
+  enum Flag : int { kNone, kNotLast, kLast, kAlone };
 
-  __device__ int leader(int group) const {
-    unsigned rest = leaders_;
-    for (; group > 0; --group) rest &= rest - 1;
-    return __ffs(static_cast<int>(rest)) - 1;
+  // The warps of the block for which test(warp) holds.
+  template <class Test>
+  __device__ __forceinline__ unsigned ballot_warps(const Test& test) const {
+    return __ballot_sync(0xffffffffU, lane_.index < block_warps_ && test(lane_.index));
   }
   // The first warp of the block with the same last item.
-  __device__ int leader_of(const Closing& closing) const {
-    return max(closing.contributors.first - first_warp_, 0);
+  __device__ int leader_of(int warp) const {
+    return max(closings_[warp].contributors.first - first_warp_, 0);
   }
   __device__ int group_size(int leader) const {
     const int last = closings_[leader].contributors.last - first_warp_;
     return min(last, block_warps_ - 1) - leader + 1;
   }
+
+  // Lane 0 arrives for the group that the warp leads, lane 1 for the item that it passed.
+  __device__ void arrive_for_warp(bool leads, bool passed) const {
+    if (lane_.index >= 2) return;
+    int flag = kNone;
+    if (lane_.index == 0 ? leads : passed) {
+      const Closing& closing = closings_[16 * lane_.index + index_];
+      const int count = closing.contributors.count(block_warps_);
+      flag = kAlone;
+      if (count > 1) flag = arrive(params_.counters[closing.item], count) ? kLast : kNotLast;
+    }
+    flags_[16 * lane_.index + index_] = flag;
+  }
+
+  // Joins the results of the items of `last` and writes them and those of `alone`.
+  __device__ void complete(unsigned last, unsigned alone, const Closing* closings) const {
+    if (last != 0) {
+      for_quads(last, closings, [&](int warp, int head, int channel) {
+        join_blocks(closings[warp], warp, head, channel);
+      });
+      __syncthreads();
+    }
+    write(last | alone, closings);
+  }
+
   __device__ float* rows(int warp) const {
     return reinterpret_cast<float*>(regions_ + warp * params_.region_bytes);
   }
@@ -267,17 +246,22 @@ class BlockResult {
     }
   }
 
-  // Calls use(leader, head, channel) for every quad of channels of every group, one a thread.
+  __device__ static int nth(unsigned mask, int n) {
+    for (; n > 0; --n) mask &= mask - 1;
+    return __ffs(static_cast<int>(mask)) - 1;
+  }
+  // Calls use(warp, head, channel) for every quad of channels of the items of `warps`, one a thread.
   template <class Use>
-  __device__ __forceinline__ void for_quads(const Use& use) const {
+  __device__ __forceinline__ void for_quads(unsigned warps, const Closing* closings,
+                                            const Use& use) const {
     constexpr int kQuads = kChannels / 4;
     const int heads = min(kHeads, params_.heads);
-    const int count = __popc(leaders_) * heads * kQuads;
+    const int count = __popc(warps) * heads * kQuads;
     for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
-      const int group = i / (heads * kQuads);
-      const int head = i / kQuads - group * heads;
-      const int first = leader(group);
-      if (head < closings_[first].heads) use(first, head, 4 * (i % kQuads));
+      const int row = i / kQuads;
+      const int warp = nth(warps, row / heads);
+      const int head = row % heads;
+      if (head < closings[warp].heads) use(warp, head, 4 * (i % kQuads));
     }
   }
 
@@ -345,8 +329,8 @@ class BlockResult {
     }
   }
 
-  __device__ void join_blocks(int leader, int head, int channel) const {
-    const Closing& closing = closings_[leader];
+  // All results of an item, from their slots to the region of `warp`.
+  __device__ void join_blocks(const Closing& closing, int warp, int head, int channel) const {
     const Slots slots(closing.contributors, block_warps_, warps_);
     const int heads = closing.heads;
     const Joint joint = join(slots.count, [&](int i, float2& state, float4& row) {
@@ -354,26 +338,25 @@ class BlockResult {
       state = __ldcg(reinterpret_cast<const float2*>(from + heads * kChannels + 2 * head));
       row = __ldcg(reinterpret_cast<const float4*>(from + head * kChannels + channel));
     });
-    *reinterpret_cast<float4*>(rows(leader) + head * kStride + channel) = joint.row;
-    if (channel == 0) joint_states(leader)[head] = make_float2(joint.reference, joint.weights);
+    *reinterpret_cast<float4*>(rows(warp) + head * kStride + channel) = joint.row;
+    if (channel == 0) joint_states(warp)[head] = make_float2(joint.reference, joint.weights);
   }
 
-  // A warp writes a head.
-  __device__ void write() const {
+  // The joint results of `warps`, a head a warp, to the output.
+  __device__ void write(unsigned warps, const Closing* closings) const {
     const int heads = min(kHeads, params_.heads);
-    for (int i = index_; i < __popc(leaders_) * heads; i += block_warps_) {
-      const int first = leader(i / heads);
+    for (int i = index_; i < __popc(warps) * heads; i += block_warps_) {
+      const int warp = nth(warps, i / heads);
       const int head = i % heads;
-      const Closing& closing = closings_[first];
-      if (flags_[first] == kNotLast || head >= closing.heads) continue;
-      const float factor = inverse_or_zero(joint_states(first)[head].y);
+      if (head >= closings[warp].heads) continue;
+      const float factor = inverse_or_zero(joint_states(warp)[head].y);
       float x[2 * kBlocks];  // channel 32 i + lane
 #pragma unroll
       for (int k = 0; k < 2 * kBlocks; ++k) {
-        x[k] = rows(first)[head * kStride + 32 * k + lane_.index] * factor;
+        x[k] = rows(warp)[head * kStride + 32 * k + lane_.index] * factor;
       }
       if (params_.value_rotation > 1) rotate(x);
-      const std::int64_t row = (closing.first_head + head) * params_.head_dim;
+      const std::int64_t row = (closings[warp].first_head + head) * params_.head_dim;
 #pragma unroll
       for (int k = 0; k < 2 * kBlocks; ++k) {
         if (32 * k + lane_.index >= params_.head_dim) break;
@@ -417,7 +400,6 @@ class BlockResult {
   int first_warp_;
   int warps_;
   Lane lane_;
-  unsigned leaders_ = 0;
 };
 
 }  // namespace kvq::cuda

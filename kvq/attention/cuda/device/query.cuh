@@ -7,49 +7,56 @@
 
 namespace kvq::cuda {
 
-// Channels 16 step + 4 t .. + 3 of a head whose first channel is element `first`; zeros from head_dim
-// on. All loads are on their way before the first is needed.
-template <int kSteps>
-__device__ __forceinline__ void load_head(const DecodeParams& params, std::int64_t first, Lane lane,
-                                          float (&numbers)[kSteps][4]) {
-  const auto channel = [&](int step) { return min(16 * step, params.head_dim - 16) + 4 * lane.t; };
-  if (params.query_type == NumberType::kFloat32) {
-    const float* const head = static_cast<const float*>(params.query) + first;
-    float4 words[kSteps];
+// The queries of an item as they lie in memory: heads g of each tile, four channels a step.
+template <int kSteps, int kColumns>
+struct RawQuery {
+  uint4 words[kColumns][kSteps];  // 16-bit numbers: x and y alone
+};
+
+// Starts the loads; heads beyond the last are copies of it, channels beyond head_dim of others.
+template <int kSteps, int kColumns>
+__device__ __forceinline__ void load_raw_query(const DecodeParams& params, std::int64_t first_head,
+                                               int heads, Lane lane,
+                                               RawQuery<kSteps, kColumns>& raw) {
+  const bool wide = params.query_type == NumberType::kFloat32;
+#pragma unroll
+  for (int c = 0; c < kColumns; ++c) {
+    const int head = min(kHeadTile * c + lane.g, heads - 1);
+    const std::int64_t row = (first_head + head) * params.head_dim;
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
-      words[step] = __ldg(reinterpret_cast<const float4*>(head + channel(step)));
-    }
-#pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      numbers[step][0] = words[step].x, numbers[step][1] = words[step].y;
-      numbers[step][2] = words[step].z, numbers[step][3] = words[step].w;
-    }
-  } else {
-    const std::uint16_t* const head = static_cast<const std::uint16_t*>(params.query) + first;
-    uint2 words[kSteps];
-#pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      words[step] = __ldg(reinterpret_cast<const uint2*>(head + channel(step)));
-    }
-    const bool is_half = params.query_type == NumberType::kFloat16;
-#pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      const std::uint32_t pairs[2] = {words[step].x, words[step].y};
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const float2 half = __half22float2(pair_of(pairs[i]));
-        numbers[step][2 * i] = is_half ? half.x : __uint_as_float(pairs[i] << 16);
-        numbers[step][2 * i + 1] = is_half ? half.y : __uint_as_float(pairs[i] & 0xffff0000U);
+      const std::int64_t index = row + min(16 * step, params.head_dim - 16) + 4 * lane.t;
+      // Here, not where the numbers are needed.
+      if (wide) {
+        const float* const at = static_cast<const float*>(params.query) + index;
+        uint4& w = raw.words[c][step];
+        asm volatile("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];"
+                     : "=r"(w.x), "=r"(w.y), "=r"(w.z), "=r"(w.w)
+                     : "l"(at));
+      } else {
+        const std::uint16_t* const at = static_cast<const std::uint16_t*>(params.query) + index;
+        uint4& w = raw.words[c][step];
+        asm volatile("ld.global.nc.v2.u32 {%0,%1}, [%2];" : "=r"(w.x), "=r"(w.y) : "l"(at));
+        w.z = w.w = 0;
       }
     }
   }
+}
+
+__device__ __forceinline__ void convert_four(const uint4& words, NumberType type,
+                                             float (&numbers)[4]) {
+  if (type == NumberType::kFloat32) {
+    numbers[0] = __uint_as_float(words.x), numbers[1] = __uint_as_float(words.y);
+    numbers[2] = __uint_as_float(words.z), numbers[3] = __uint_as_float(words.w);
+    return;
+  }
+  const std::uint32_t pairs[2] = {words.x, words.y};
+  const bool is_half = type == NumberType::kFloat16;
 #pragma unroll
-  for (int step = 0; step < kSteps; ++step) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (16 * step >= params.head_dim) numbers[step][i] = 0;
-    }
+  for (int i = 0; i < 2; ++i) {
+    const float2 half = __half22float2(pair_of(pairs[i]));
+    numbers[2 * i] = is_half ? half.x : __uint_as_float(pairs[i] << 16);
+    numbers[2 * i + 1] = is_half ? half.y : __uint_as_float(pairs[i] & 0xffff0000U);
   }
 }
 
@@ -128,20 +135,19 @@ __device__ __forceinline__ float float_power_of_two(int exponent) {
 
 // The operand is divided by a power of two (and, rotated, by the root of the transform's length), so
 // that no number exceeds 1: products with any fp16 scale stay in range.
-// first_head: of the item's heads in params.query; heads: how many of 8 * kColumns there are.
-// rotation: length of the Hadamard transform, 1 for none.
+// heads: how many of 8 * kColumns there are. rotation: length of the Hadamard transform, 1 for none.
 template <int kSteps, int kColumns>
-__device__ __forceinline__ void load_query(const DecodeParams& params, std::int64_t first_head,
-                                           int heads, int rotation, Lane lane,
-                                           Query<kSteps, kColumns>& query) {
+__device__ __forceinline__ void prepare_query(const DecodeParams& params,
+                                              const RawQuery<kSteps, kColumns>& raw, int heads,
+                                              int rotation, Lane lane,
+                                              Query<kSteps, kColumns>& query) {
   float numbers[kColumns][kSteps][4];
 #pragma unroll
   for (int c = 0; c < kColumns; ++c) {
-    const int head = kHeadTile * c + lane.g;
-    load_head(params, (first_head + min(head, heads - 1)) * params.head_dim, lane, numbers[c]);
-    if (head >= heads) {
 #pragma unroll
-      for (int step = 0; step < kSteps; ++step) {
+    for (int step = 0; step < kSteps; ++step) {
+      convert_four(raw.words[c][step], params.query_type, numbers[c][step]);
+      if (kHeadTile * c + lane.g >= heads || 16 * step >= params.head_dim) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) numbers[c][step][i] = 0;
       }
