@@ -10,7 +10,7 @@ namespace {
 
 // Of a long item's pages, in 1/1024: enough for the slowest multiprocessor to be relieved, few
 // enough that the claims do not count.
-constexpr int kClaimedShare = 102;
+constexpr int kClaimedShare = 128;
 
 Status check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return {};
@@ -36,6 +36,7 @@ TensorLayout layout_of(const TensorFormat& format) {
   layout.row_groups = (rows + format.group_rows - 1) / format.group_rows;
   layout.depth_groups = (format.depth + format.group_depth - 1) / format.group_depth;
   layout.middle = middle(format.spec.bits);
+  layout.minus_middle = to_half(-layout.middle).bits * 0x00010001U;
   return layout;
 }
 

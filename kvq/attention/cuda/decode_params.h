@@ -14,7 +14,7 @@ inline constexpr int kHeadTile = 8;
 inline constexpr int kExactUnitRows = 16;
 
 // Shared memory before the warps' regions.
-inline constexpr int kSharedHeader = 1280;
+inline constexpr int kSharedHeader = 1536;
 
 enum class NumberType : std::uint8_t { kFloat32, kFloat16, kBFloat16 };
 
@@ -29,6 +29,7 @@ struct TensorLayout {
   int row_groups;    // depth-wise: vectors of parameters in the page
   int depth_groups;  // row-wise: vectors of parameters in a block
   float middle;      // code that stands for the center
+  std::uint32_t minus_middle;  // two fp16 numbers
   int block_bytes;
   int planes;  // byte offsets in the page
   int scales;

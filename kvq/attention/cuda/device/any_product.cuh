@@ -91,7 +91,7 @@ __device__ __forceinline__ void add_any_depth_wise(const TensorLayout& layout, s
                                                    int first_row, Lane lane,
                                                    const Operand<kSteps, kColumns>& operand,
                                                    BlockSum<kColumns>& sum) {
-  const std::uint32_t minus_middle = bits_of(__float2half2_rn(-layout.middle));
+  const std::uint32_t minus_middle = layout.minus_middle;
   const FragmentA middle = {minus_middle, minus_middle, minus_middle, minus_middle};
   BlockSum<kColumns> constant = {};
 #pragma unroll 1

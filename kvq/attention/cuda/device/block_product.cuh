@@ -83,7 +83,7 @@ __device__ __forceinline__ void add_fixed_depth_wise(const TensorLayout& layout,
                                                      Lane lane,
                                                      const Operand<kSteps, kColumns>& operand,
                                                      BlockSum<kColumns>& sum) {
-  const std::uint32_t minus_middle = bits_of(__float2half2_rn(-layout.middle));
+  const std::uint32_t minus_middle = layout.minus_middle;
   const FragmentA middle = {minus_middle, minus_middle, minus_middle, minus_middle};
   FragmentC constant[kColumns] = {};
   uint4 scale = {};

@@ -38,7 +38,8 @@ class DecodeWarp {
         buffer_(static_cast<std::uint32_t>(__cvta_generic_to_shared(shared)) + kSharedHeader +
                 index_ * params.region_bytes),
         copy_(static_cast<std::uint32_t>(__cvta_generic_to_shared(shared)) + 8 * index_, lane_),
-        work_(params, warp_, warps_, lane_) {}
+        work_(params, warp_, warps_, lane_,
+              reinterpret_cast<Cut*>(shared + kSharedCuts) + index_) {}
 
   __device__ __forceinline__ void run() {
     Unit unit = work_.first();
@@ -60,7 +61,7 @@ class DecodeWarp {
       const bool item_ends = !claims && work_.next_begins_item();
       const int claim = claims ? work_.start_claim() : 0;
       Unit next{Unit::kNone, 0};
-      std::int32_t place = 0;
+      const std::byte* place = nullptr;
       if (!claims && !item_ends) {
         next = work_.advance();
         place = look_up(next);
@@ -73,13 +74,13 @@ class DecodeWarp {
       if (unit.kind == Unit::kPage) {
         attend_page(settle);
       } else {
-        const ExactRows rows(params_, work_.sequence(), work_.kv_head(), work_.length());
+        const ExactRows rows(params_, work_.sequence(), work_.head() / params_.head_tiles);
         attend_exact(params_, rows, kExactUnitRows * unit.index, lane_, query_, sum_);
         settle();
       }
       if (item_ends) {
         end_passing();
-        next = work_.advance();
+        next = work_.advance_to_next_item();
         how = Start::kItem;
       } else {
         start(next, place);
@@ -94,22 +95,21 @@ class DecodeWarp {
   // What is new with a unit.
   enum class Start { kNextUnit, kPages, kItem };
 
-  // The index of a unit's page in memory.
-  __device__ __forceinline__ std::int32_t look_up(const Unit& unit) const {
-    std::int32_t place = 0;
+  // Where a unit's page lies.
+  __device__ __forceinline__ const std::byte* look_up(const Unit& unit) const {
+    const std::byte* place = nullptr;
     if (unit.kind == Unit::kPage) {
       const std::int32_t* const entry =
           params_.page_table + static_cast<std::int64_t>(work_.sequence()) * params_.table_stride +
           unit.index;
-      asm volatile("ld.global.nc.b32 %0, [%1];" : "=r"(place) : "l"(entry));  // here, not later
+      std::int32_t page;
+      asm volatile("ld.global.nc.b32 %0, [%1];" : "=r"(page) : "l"(entry));  // here, not later
+      place = head_pages_ + page * params_.page_stride;
     }
     return place;
   }
-  __device__ __forceinline__ void start(const Unit& unit, std::int32_t place) {
-    if (unit.kind != Unit::kPage) return;
-    copy_.start(buffer_,
-                params_.pages + place * params_.page_stride + work_.kv_head() * params_.head_stride,
-                params_.page_bytes);
+  __device__ __forceinline__ void start(const Unit& unit, const std::byte* place) {
+    if (unit.kind == Unit::kPage) copy_.start(buffer_, place, params_.page_bytes);
   }
 
   // settle() is called between scores and values.
@@ -132,15 +132,17 @@ class DecodeWarp {
   // What does not depend on pages, while the first one is on its way. The queries' loads go first:
   // behind a page for every warp they would take three times as long.
   __device__ __forceinline__ void prepare_item(const Unit& unit, Start how) {
-    const int first = work_.head_tile() * kHeadTile * kColumns;
-    const std::int64_t kv_head =
-        static_cast<std::int64_t>(work_.sequence()) * params_.kv_heads + work_.kv_head();
+    const int kv_head = work_.head() / params_.head_tiles;
+    const int first = (work_.head() - kv_head * params_.head_tiles) * kHeadTile * kColumns;
+    const std::int64_t first_head =
+        (static_cast<std::int64_t>(work_.sequence()) * params_.kv_heads + kv_head) * params_.heads +
+        first;
     const int heads = min(kHeadTile * kColumns, params_.heads - first);
+    head_pages_ = params_.pages + kv_head * params_.head_stride;
     RawQuery<kSteps, kColumns> raw;
-    load_raw_query(params_, kv_head * params_.heads + first, heads, lane_, raw);
+    load_raw_query(params_, first_head, heads, lane_, raw);
     if (how == Start::kItem) start(unit, look_up(unit));
-    const Closing closing{work_.contributors(), work_.item(), kv_head * params_.heads + first,
-                          heads};
+    const Closing closing{work_.contributors(), work_.item(), first_head, heads};
     if (lane_.index == 0) closings()[index_] = closing;
     __syncwarp();
     prepare_query(params_, raw, heads, exact_ ? 1 : params_.key_rotation, lane_, query_);
@@ -201,6 +203,7 @@ class DecodeWarp {
   std::uint32_t buffer_;
   PageCopy copy_;
   Work work_;
+  const std::byte* head_pages_;  // pages of the item's kv head
   bool passed_ = false;
   bool exact_;  // sums are of exact rows: units of 1, not rotated
   Query<kSteps, kColumns> query_;

@@ -20,11 +20,11 @@ struct ExactRows {
   int count;
   int head_dim;
 
-  __device__ ExactRows(const DecodeParams& params, int sequence, int kv_head, SequenceLength length)
+  __device__ ExactRows(const DecodeParams& params, int sequence, int kv_head)
       : sink_offset(sequence * params.sinks.sequence_stride + kv_head * params.sinks.head_stride),
         tail_offset(sequence * params.tail.sequence_stride + kv_head * params.tail.head_stride),
-        sinks(length.sinks),
-        count(length.sinks + length.tail),
+        sinks(params.lengths[sequence].sinks),
+        count(sinks + params.lengths[sequence].tail),
         head_dim(params.head_dim) {}
 
   // A row from `count` on is the last one.

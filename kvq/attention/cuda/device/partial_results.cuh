@@ -22,7 +22,8 @@ struct Closing {
 // Shared memory before the warps' regions: for each of 16 warps a barrier of 8 bytes, a flag for what
 // it ends with and one for what it passes, and the closings of both.
 inline constexpr int kSharedFlags = 128;
-inline constexpr int kSharedClosings = 256;
+inline constexpr int kSharedCuts = 256;
+inline constexpr int kSharedClosings = kSharedCuts + 16 * sizeof(Cut);
 static_assert(kSharedClosings + 2 * 16 * sizeof(Closing) <= kSharedHeader);
 
 __device__ __forceinline__ void store_number(void* numbers, NumberType type, std::int64_t index,
@@ -39,6 +40,7 @@ __device__ __forceinline__ void store_number(void* numbers, NumberType type, std
 __device__ __forceinline__ float inverse_or_zero(float sum) { return sum == 0 ? 0 : 1 / sum; }
 
 // Counts one more partial result in memory; true for the last one, which may then read the others.
+// Called by one thread between two barriers of its block, it speaks for all of the block.
 __device__ __forceinline__ bool arrive(ItemCounter& counter, int expected) {
   std::uint32_t before;
   asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;"
@@ -160,11 +162,9 @@ class BlockResult {
     const unsigned leaders = ballot_warps([&](int warp) { return leader_of(warp) == warp; });
     for_quads(leaders, closings_,
               [&](int warp, int head, int channel) { join_warps(warp, head, channel); });
-    __threadfence();
     __syncthreads();
     arrive_for_warp((leaders >> index_ & 1) != 0, passed);
     __syncthreads();
-    __threadfence();
     const unsigned last = ballot_warps([&](int warp) { return flags_[warp] == kLast; });
     const unsigned alone = ballot_warps([&](int warp) { return flags_[warp] == kAlone; });
     complete(last, alone, closings_);

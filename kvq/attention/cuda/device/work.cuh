@@ -28,6 +28,14 @@ struct SequenceUnits {
   int fixed;
 };
 
+// How all fixed units are cut; the same for all warps. Seldom needed, so kept in shared memory.
+struct Cut {
+  int long_item;  // units that make an item a long one
+  int fixed_units;
+  int quotient;  // of fixed_units and the number of warps
+  int remainder;
+};
+
 struct Unit {
   enum Kind : int { kNone, kExact, kPage } kind;
   int index;  // of 16 rows, or of the page in its sequence
@@ -35,26 +43,30 @@ struct Unit {
 
 class Work {
  public:
-  __device__ Work(const DecodeParams& params, int warp, int warps, Lane lane)
-      : params_(params), lane_(lane), warp_(warp), warps_(warps) {
-    items_per_sequence_ = params.kv_heads * params.head_tiles;
-    const int sequences = params.sequences;
-    load_lengths(0);
+  // cut: in shared memory, of this warp.
+  __device__ Work(const DecodeParams& params, int warp, int warps, Lane lane, Cut* cut)
+      : params_(params),
+        lane_(lane),
+        cut_(cut),
+        warps_(warps),
+        items_per_sequence_(params.kv_heads * params.head_tiles) {
     int units = 0;
-    for (int first = 0; first < sequences; first += 32) {
-      units += total_of(lengths_at(first), first);
+    for (int first = 0; first < params.sequences; first += 32) {
+      units += first + lane.index < params.sequences ? units_of(length_of(first + lane.index)) : 0;
     }
-    units = __reduce_add_sync(0xffffffffU, units);
-    long_item_ = static_cast<int>(2LL * units * items_per_sequence_ / warps) + 1;
+    units = __reduce_add_sync(0xffffffffU, units) * items_per_sequence_;
+    cut_->long_item = 2 * (units / warps) + 2;
     int fixed = 0;
-    for (int first = 0; first < sequences; first += 32) {
-      fixed += first + lane.index < sequences ? count(lengths_at(first)).fixed : 0;
+    for (int first = 0; first < params.sequences; first += 32) {
+      fixed += fixed_units_of(first + lane.index);
     }
-    fixed_units_ = __reduce_add_sync(0xffffffffU, fixed) * items_per_sequence_;
-    quotient_ = fixed_units_ / warps;
-    remainder_ = fixed_units_ % warps;
-    position_ = cut(warp);
-    end_ = cut(warp + 1);
+    fixed = __reduce_add_sync(0xffffffffU, fixed) * items_per_sequence_;
+    cut_->fixed_units = fixed;
+    cut_->quotient = fixed / warps;
+    cut_->remainder = fixed - fixed / warps * warps;
+    __syncwarp();
+    position_ = begin_of(warp);
+    end_ = begin_of(warp + 1);
     find_first_item();
   }
 
@@ -64,11 +76,21 @@ class Work {
   // The next unit is in the range: no claim is needed.
   __device__ bool next_is_fixed() const { return position_ + 1 < end_; }
   __device__ bool next_begins_item() const { return position_ + 1 == item_begin_ + units_.fixed; }
-  // Moves on inside the range.
+  // Moves on inside the item.
   __device__ Unit advance() {
-    if (next_begins_item()) next_item();
     ++position_;
     return unit_at(position_ - item_begin_);
+  }
+  // Moves on inside the range.
+  __device__ Unit advance_to_next_item() {
+    ++position_;
+    item_begin_ = position_;
+    if (++head_ == items_per_sequence_) {
+      head_ = 0;
+      ++sequence_;
+      take_sequence();
+    }
+    return unit_at(0);
   }
 
   // Asks for a page beyond the fixed ones; to be turned into a unit once the number is needed.
@@ -87,10 +109,9 @@ class Work {
   __device__ Unit claim() { return finish_claim(start_claim()); }
 
   __device__ int sequence() const { return sequence_; }
-  __device__ int kv_head() const { return head_ / params_.head_tiles; }
-  __device__ int head_tile() const { return head_ % params_.head_tiles; }
+  // kv head * head_tiles + head tile
+  __device__ int head() const { return head_; }
   __device__ int item() const { return sequence_ * items_per_sequence_ + head_; }
-  __device__ SequenceLength length() const { return length_; }
 
   // Warps first .. last have the current item as their last one; `last + 1` may have ended it.
   struct Contributors {
@@ -109,20 +130,14 @@ class Work {
     Contributors result;
     const int item_end = item_begin_ + units_.fixed;
     result.first = first_ending_behind(item_begin_);
-    result.last = item_end == fixed_units_ ? warps_ - 1 : first_ending_behind(item_end) - 1;
-    result.passing = result.last + 1 < warps_ && cut(result.last + 1) < item_end;
+    result.last = item_end == cut_->fixed_units ? warps_ - 1 : first_ending_behind(item_end) - 1;
+    result.passing = result.last + 1 < warps_ && begin_of(result.last + 1) < item_end;
     return result;
   }
 
  private:
-  __device__ void load_lengths(int first) {
-    chunk_ = first;
-    lengths_ = {};
-    if (first + lane_.index < params_.sequences) lengths_ = params_.lengths[first + lane_.index];
-  }
-  __device__ SequenceLength lengths_at(int first) {
-    if (first != chunk_) load_lengths(first);
-    return lengths_;
+  __device__ SequenceLength length_of(int sequence) const {
+    return params_.lengths[sequence];
   }
   __device__ static int exact_units(SequenceLength length) {
     return (length.sinks + length.tail + kExactUnitRows - 1) / kExactUnitRows;
@@ -131,31 +146,32 @@ class Work {
   __device__ static int units_of(SequenceLength length) {
     return max(exact_units(length) + length.pages, 1);
   }
-  __device__ int total_of(SequenceLength length, int first) const {
-    return first + lane_.index < params_.sequences ? units_of(length) : 0;
-  }
   __device__ SequenceUnits count(SequenceLength length) const {
     SequenceUnits units;
     units.total = units_of(length);
     units.exact = units.total - length.pages;
     units.fixed = units.total;
-    if (units.total >= long_item_) {
-      units.fixed -= static_cast<int>(static_cast<std::int64_t>(length.pages) *
-                                      params_.claimed_share / 1024);
+    if (units.total >= cut_->long_item) {
+      units.fixed -= static_cast<int>(static_cast<unsigned>(length.pages) * params_.claimed_share >>
+                                      10U);
     }
     return units;
   }
+  // Of one item of the sequence; 0 for a sequence that does not exist.
+  __device__ int fixed_units_of(int sequence) const {
+    return sequence < params_.sequences ? count(length_of(sequence)).fixed : 0;
+  }
 
   // First fixed unit of a warp's range.
-  __device__ int cut(int warp) const {
-    return warp * quotient_ +
-           static_cast<int>(static_cast<std::uint32_t>(warp) * remainder_ / warps_);
+  __device__ int begin_of(int warp) const {
+    return warp * cut_->quotient + static_cast<int>(static_cast<unsigned>(warp * cut_->remainder) /
+                                               static_cast<unsigned>(warps_));
   }
   // A warp's last unit, or the place of its empty range.
-  __device__ int last_position(int warp) const { return max(cut(warp), cut(warp + 1) - 1); }
+  __device__ int last_position(int warp) const { return max(begin_of(warp), begin_of(warp + 1) - 1); }
   // The first warp whose last position is not before `position`.
   __device__ int first_ending_behind(int position) const {
-    int warp = static_cast<int>(__fdividef(static_cast<float>(position), fixed_units_) * warps_);
+    int warp = static_cast<int>(__fdividef(static_cast<float>(position), cut_->fixed_units) * warps_);
     warp = min(warp, warps_ - 1);
     while (warp > 0 && last_position(warp - 1) >= position) --warp;
     while (last_position(warp) < position) ++warp;
@@ -163,44 +179,31 @@ class Work {
   }
 
   __device__ void find_first_item() {
-    const int target = position_;
-    int before = 0;  // fixed units of the sequences before the chunk, one item each
+    int before = 0;  // fixed units of the sequences before the 32 at hand, one item each
     for (int first = 0;; first += 32) {
-      const SequenceLength length = lengths_at(first);
-      const int own = first + lane_.index < params_.sequences ? count(length).fixed : 0;
+      const int own = fixed_units_of(first + lane_.index);
       int through = own;
+#pragma unroll
       for (int distance = 1; distance < 32; distance *= 2) {
         const int other = __shfl_up_sync(0xffffffffU, through, distance);
         if (lane_.index >= distance) through += other;
       }
       const unsigned beyond =
-          __ballot_sync(0xffffffffU, (before + through) * items_per_sequence_ > target);
+          __ballot_sync(0xffffffffU, (before + through) * items_per_sequence_ > position_);
       if (beyond != 0 || first + 32 >= params_.sequences) {
         const int found = __ffs(static_cast<int>(beyond)) - 1;
         sequence_ = first + found;
-        const int begin = before + __shfl_sync(0xffffffffU, through - own, found);
+        const int begin =
+            (before + __shfl_sync(0xffffffffU, through - own, found)) * items_per_sequence_;
         take_sequence();
-        head_ = (target - begin * items_per_sequence_) / units_.fixed;
-        item_begin_ = begin * items_per_sequence_ + head_ * units_.fixed;
+        head_ = (position_ - begin) / units_.fixed;
+        item_begin_ = begin + head_ * units_.fixed;
         return;
       }
       before += __shfl_sync(0xffffffffU, through, 31);
     }
   }
-  __device__ void take_sequence() {
-    const SequenceLength mine = lengths_at(sequence_ / 32 * 32);
-    length_.pages = __shfl_sync(0xffffffffU, mine.pages, sequence_ % 32);
-    length_.sinks = __shfl_sync(0xffffffffU, mine.sinks, sequence_ % 32);
-    length_.tail = __shfl_sync(0xffffffffU, mine.tail, sequence_ % 32);
-    units_ = count(length_);
-  }
-  __device__ void next_item() {
-    item_begin_ += units_.fixed;
-    if (++head_ < items_per_sequence_) return;
-    head_ = 0;
-    ++sequence_;
-    take_sequence();
-  }
+  __device__ void take_sequence() { units_ = count(length_of(sequence_)); }
   __device__ Unit unit_at(int index) const {
     if (index < units_.exact) return {Unit::kExact, index};
     return {Unit::kPage, index - units_.exact};
@@ -208,21 +211,14 @@ class Work {
 
   const DecodeParams& params_;
   Lane lane_;
-  int warp_;
+  Cut* cut_;
   int warps_;
   int items_per_sequence_;
-  int chunk_;
-  SequenceLength lengths_;  // of sequence chunk_ + lane
-  int long_item_;
-  int fixed_units_;
-  int quotient_;
-  int remainder_;
   int position_;
   int end_;
   int sequence_;
-  int head_;  // kv head * head_tiles + head tile
+  int head_;
   int item_begin_;
-  SequenceLength length_;
   SequenceUnits units_;
 };
 
