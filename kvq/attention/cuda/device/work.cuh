@@ -55,15 +55,18 @@ class Work {
       units += first + lane.index < params.sequences ? units_of(length_of(first + lane.index)) : 0;
     }
     units = __reduce_add_sync(0xffffffffU, units) * items_per_sequence_;
-    cut_->long_item = 2 * (units / warps) + 2;
+    if (lane.index == 0) cut_->long_item = 2 * (units / warps) + 2;
+    __syncwarp();
     int fixed = 0;
     for (int first = 0; first < params.sequences; first += 32) {
       fixed += fixed_units_of(first + lane.index);
     }
     fixed = __reduce_add_sync(0xffffffffU, fixed) * items_per_sequence_;
-    cut_->fixed_units = fixed;
-    cut_->quotient = fixed / warps;
-    cut_->remainder = fixed - fixed / warps * warps;
+    if (lane.index == 0) {
+      cut_->fixed_units = fixed;
+      cut_->quotient = fixed / warps;
+      cut_->remainder = fixed % warps;
+    }
     __syncwarp();
     position_ = begin_of(warp);
     end_ = begin_of(warp + 1);
