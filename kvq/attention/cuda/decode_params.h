@@ -14,7 +14,7 @@ inline constexpr int kHeadTile = 8;
 inline constexpr int kExactUnitRows = 16;
 
 // Shared memory before the warps' regions.
-inline constexpr int kSharedHeader = 1536;
+inline constexpr int kSharedHeader = 1664;
 
 enum class NumberType : std::uint8_t { kFloat32, kFloat16, kBFloat16 };
 

@@ -38,13 +38,24 @@ class DecodeWarp {
         buffer_(static_cast<std::uint32_t>(__cvta_generic_to_shared(shared)) + kSharedHeader +
                 index_ * params.region_bytes),
         copy_(static_cast<std::uint32_t>(__cvta_generic_to_shared(shared)) + 8 * index_, lane_),
-        work_(params, warp_, warps_, lane_,
+        work_(params, warp_, warps_, warps_per_block_, lane_,
               reinterpret_cast<Cut*>(shared + kSharedCuts) + index_) {}
 
   __device__ __forceinline__ void run() {
+    sum_.clear();
+    if (work_.idle()) {
+      exact_ = true;
+      if (lane_.index == 0) closings()[index_] = {{warp_, warp_, false}, 0, 0, 0};
+    } else {
+      attend();
+    }
+    finish();
+  }
+
+ private:
+  __device__ __forceinline__ void attend() {
     Unit unit = work_.first();
     Start how = Start::kItem;
-    sum_.clear();
     while (true) {
       if (how != Start::kNextUnit) {
         if (how == Start::kPages) {
@@ -88,10 +99,8 @@ class DecodeWarp {
       }
       unit = next;
     }
-    finish();
   }
 
- private:
   // What is new with a unit.
   enum class Start { kNextUnit, kPages, kItem };
 

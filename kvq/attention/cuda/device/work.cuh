@@ -6,6 +6,10 @@
 //   fixed  = an item's units but for a share of the pages of a long item, which the warps that
 //            have finished claim one by one: the drift of a static split costs 10 %
 //
+// Where all sequences are of one length, a few warps may stay idle, so that every item has the same
+// number of warps and, if that costs little too, whole blocks or whole parts of one: then nothing is
+// cut twice, and most or all joining is done in shared memory.
+//
 //   fixed units of all items  |--item 0--|--item 1-------|-2-|------ .. --|
 //   cut evenly                |  warp 0  |  warp 1  |  warp 2  |  ..
 //
@@ -34,7 +38,17 @@ struct Cut {
   int fixed_units;
   int quotient;  // of fixed_units and the number of warps
   int remainder;
+  int warps;  // that have a range
 };
+
+// Warps that get a range if all items are alike: a multiple of the items, or all of them.
+__device__ __forceinline__ int even_warps(int items, int warps, int warps_per_block) {
+  int each = warps / items;
+  if (each == 0) return warps;
+  const int beyond_blocks = each % warps_per_block;
+  if (each > warps_per_block && 16 * beyond_blocks <= each) each -= beyond_blocks;
+  return 16 * (warps - each * items) <= warps ? each * items : warps;
+}
 
 struct Unit {
   enum Kind : int { kNone, kExact, kPage } kind;
@@ -44,11 +58,11 @@ struct Unit {
 class Work {
  public:
   // cut: in shared memory, of this warp.
-  __device__ Work(const DecodeParams& params, int warp, int warps, Lane lane, Cut* cut)
+  __device__ Work(const DecodeParams& params, int warp, int warps, int warps_per_block, Lane lane,
+                  Cut* cut)
       : params_(params),
         lane_(lane),
         cut_(cut),
-        warps_(warps),
         items_per_sequence_(params.kv_heads * params.head_tiles) {
     int units = 0;
     for (int first = 0; first < params.sequences; first += 32) {
@@ -58,20 +72,34 @@ class Work {
     if (lane.index == 0) cut_->long_item = 2 * (units / warps) + 2;
     __syncwarp();
     int fixed = 0;
+    int longest = 0;
     for (int first = 0; first < params.sequences; first += 32) {
-      fixed += fixed_units_of(first + lane.index);
+      const int own = fixed_units_of(first + lane.index);
+      fixed += own;
+      longest = max(longest, own);
     }
-    fixed = __reduce_add_sync(0xffffffffU, fixed) * items_per_sequence_;
+    fixed = __reduce_add_sync(0xffffffffU, fixed);
+    longest = __reduce_max_sync(0xffffffffU, longest);
+    const bool alike = longest * params.sequences == fixed;
+    fixed *= items_per_sequence_;
+    const int used =
+        alike ? even_warps(params.sequences * items_per_sequence_, warps, warps_per_block) : warps;
     if (lane.index == 0) {
       cut_->fixed_units = fixed;
-      cut_->quotient = fixed / warps;
-      cut_->remainder = fixed % warps;
+      cut_->quotient = fixed / used;
+      cut_->remainder = fixed % used;
+      cut_->warps = used;
     }
+    idle_ = warp >= used;
+    if (idle_) return;
     __syncwarp();
     position_ = begin_of(warp);
     end_ = begin_of(warp + 1);
     find_first_item();
   }
+
+  // Has no range and takes part in no item; nothing else may be asked.
+  __device__ bool idle() const { return idle_; }
 
   // The first unit of the range, or the first claim where the range is empty.
   __device__ Unit first() { return position_ < end_ ? unit_at(position_ - item_begin_) : claim(); }
@@ -133,8 +161,8 @@ class Work {
     Contributors result;
     const int item_end = item_begin_ + units_.fixed;
     result.first = first_ending_behind(item_begin_);
-    result.last = item_end == cut_->fixed_units ? warps_ - 1 : first_ending_behind(item_end) - 1;
-    result.passing = result.last + 1 < warps_ && begin_of(result.last + 1) < item_end;
+    result.last = item_end == cut_->fixed_units ? cut_->warps - 1 : first_ending_behind(item_end) - 1;
+    result.passing = result.last + 1 < cut_->warps && begin_of(result.last + 1) < item_end;
     return result;
   }
 
@@ -168,14 +196,15 @@ class Work {
   // First fixed unit of a warp's range.
   __device__ int begin_of(int warp) const {
     return warp * cut_->quotient + static_cast<int>(static_cast<unsigned>(warp * cut_->remainder) /
-                                               static_cast<unsigned>(warps_));
+                                               static_cast<unsigned>(cut_->warps));
   }
   // A warp's last unit, or the place of its empty range.
   __device__ int last_position(int warp) const { return max(begin_of(warp), begin_of(warp + 1) - 1); }
   // The first warp whose last position is not before `position`.
   __device__ int first_ending_behind(int position) const {
-    int warp = static_cast<int>(__fdividef(static_cast<float>(position), cut_->fixed_units) * warps_);
-    warp = min(warp, warps_ - 1);
+    int warp = static_cast<int>(__fdividef(static_cast<float>(position), cut_->fixed_units) *
+                               static_cast<float>(cut_->warps));
+    warp = min(warp, cut_->warps - 1);
     while (warp > 0 && last_position(warp - 1) >= position) --warp;
     while (last_position(warp) < position) ++warp;
     return warp;
@@ -215,7 +244,7 @@ class Work {
   const DecodeParams& params_;
   Lane lane_;
   Cut* cut_;
-  int warps_;
+  bool idle_;
   int items_per_sequence_;
   int position_;
   int end_;
