@@ -22,11 +22,12 @@ sources() { git ls-files -z --cached --others --exclude-standard -- "$@"; }
 
 clang_format() { sources '*.h' '*.inl' '*.cc' '*.cpp' | xargs -0 -P "$jobs" -n 16 clang-format --dry-run -Werror; }
 
-# Every translation unit of the build but tests, whose GoogleTest macros would double the time; headers
+# Every translation unit of the build but tests, whose GoogleTest macros would double the time, and
+# kernels; headers
 # are checked through the units that include them. The analyzer passes over benchmarks, where it takes
 # the library's loop for a dead store and its registration for a leak.
 clang_tidy() {
-  sed -n 's/^ *"file": "\(.*\)".*/\1/p' build/compile_commands.json | grep -vE '_test\.cc$|/test_' | sort -u |
+  sed -n 's/^ *"file": "\(.*\)".*/\1/p' build/compile_commands.json | grep -vE '_test\.cc$|/test_|\.cu$' | sort -u |
     xargs -P "$jobs" -I '{}' sh -c 'case "$1" in *_bench.cc)
         set -- "$1" --checks=-clang-analyzer-*,-performance-inefficient-vector-operation; esac
       clang-tidy --quiet -p build "$@" 2>/dev/null' sh '{}'

@@ -67,7 +67,8 @@ std::vector<std::byte> random_pages(const PageFormat& format) {
 
 // Pages, a table and a query; what one launch reads.
 struct Input {
-  Input(const Case& test, const PageFormat& format, const std::vector<std::byte>& distinct, int seed)
+  Input(const Case& test, const PageFormat& format, const std::vector<std::byte>& distinct,
+        int seed)
       : pages(bytes_of(test, format)),
         table(test.sequences * page_count(test) * sizeof(std::int32_t)),
         query(query_bytes(test)),
@@ -153,10 +154,9 @@ Status measure(const Case& test) {
                              .kv_heads = test.kv_heads,
                              .head_dim = test.head_dim,
                              .scale = 1.0F / std::sqrt(static_cast<float>(test.head_dim))};
-  KVQ_ASSIGN_OR_RETURN(
-      const Decode decode,
-      Decode::create(shape, format,
-                     {.max_sequences = test.sequences, .deterministic = test.deterministic}));
+  KVQ_ASSIGN_OR_RETURN(const Decode decode, Decode::create(shape, format,
+                                                           {.max_sequences = test.sequences,
+                                                            .deterministic = test.deterministic}));
   const std::vector<std::byte> distinct = random_pages(format);
   const std::size_t bytes = Input::bytes_of(test, format);
   const int rotated = static_cast<int>(std::max<std::size_t>(2, kRotatedBytes / bytes + 1));
@@ -178,10 +178,10 @@ Status measure(const Case& test) {
   const int launches = (8 + rotated - 1) / rotated * rotated;
   check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
   for (int i = 0; i < launches; ++i) {
-    KVQ_RETURN_IF_ERROR(decode.run(
-        batch_of(test, format, *inputs[i % rotated],
-                 static_cast<const SequenceLength*>(device_lengths.data)),
-        workspace.data, stream));
+    KVQ_RETURN_IF_ERROR(
+        decode.run(batch_of(test, format, *inputs[i % rotated],
+                            static_cast<const SequenceLength*>(device_lengths.data)),
+                   workspace.data, stream));
   }
   cudaGraph_t graph;
   cudaGraphExec_t executable;
@@ -212,8 +212,10 @@ int run() {
     std::string mode;
     if (!(words >> test.spec >> test.sequences >> test.query_heads >> test.kv_heads >>
           test.tokens >> test.head_dim)) {
-      std::fprintf(stderr, "expected SPEC SEQUENCES QUERY_HEADS KV_HEADS TOKENS HEAD_DIM "
-                           "[deterministic], found: %s\n", line.c_str());
+      std::fprintf(stderr,
+                   "expected SPEC SEQUENCES QUERY_HEADS KV_HEADS TOKENS HEAD_DIM "
+                   "[deterministic], found: %s\n",
+                   line.c_str());
       return 2;
     }
     test.deterministic = words >> mode && mode == "deterministic";

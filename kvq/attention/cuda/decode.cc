@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
+#include "kvq/attention/cuda/decode_layout.h"
 #include "kvq/attention/cuda/kernels.h"
-#include "kvq/attention/softmax_state.h"
 
 namespace kvq::cuda {
 namespace {
@@ -12,6 +12,10 @@ namespace {
 // enough that the claims do not count.
 constexpr int kClaimedShare = 128;
 
+// Pages of at most so many bytes are kept two a warp. More bytes in flight are shared out unfairly
+// among the multiprocessors.
+constexpr std::size_t kTwoStagesBytes = 8192;
+
 Status check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return {};
   return fail("CUDA: {}: {}", what, cudaGetErrorString(error));
@@ -19,100 +23,65 @@ Status check(cudaError_t error, const char* what) {
 
 std::size_t rounded(std::size_t bytes) { return (bytes + 127) / 128 * 128; }
 
-TensorLayout layout_of(const TensorFormat& format) {
-  TensorLayout layout{};
-  layout.bits = format.spec.bits;
-  layout.steps = format.depth / 16;
-  layout.block_bytes = static_cast<int>(format.block_bytes);
-  layout.planes = static_cast<int>(format.planes_offset);
-  layout.scales = static_cast<int>(format.scales_offset);
-  layout.centers = static_cast<int>(format.centers_offset);
-  if (format.spec.bits == Bits::k16) return layout;
-  layout.depth_wise = format.depth_wise;
-  layout.affine = format.has_centers();
-  layout.group_rows = format.group_rows;
-  layout.group_depth = format.group_depth;
-  const int rows = format.is_key ? kBlockRows : padded_channels(format.head_dim);
-  layout.row_groups = (rows + format.group_rows - 1) / format.group_rows;
-  layout.depth_groups = (format.depth + format.group_depth - 1) / format.group_depth;
-  layout.middle = middle(format.spec.bits);
-  layout.minus_middle = to_half(-layout.middle).bits * 0x00010001U;
-  return layout;
-}
+Divisor divisor(int number) { return {number, 1.0F / static_cast<float>(number)}; }
 
-// Length of the Hadamard transform, 1 for none.
-int rotation_of(const TensorFormat& format) {
-  const TensorSpec& spec = format.spec;
-  const bool rotated = spec.bits != Bits::k16 && spec.rotation == Rotation::kHadamard;
-  return rotated ? hadamard_block(format.head_dim) : 1;
-}
+struct ChosenKernel {
+  DecodeKernel kernel;
+  const char* family;
+};
 
-bool is_fixed(const TensorFormat& format) {
-  return format.spec.bits != Bits::k16 && format.spec.axis == Axis::kToken &&
-         format.spec.group == 64 && !format.has_centers() && format.head_dim % 64 == 0;
+ChosenKernel choose_kernel(const PageFormat& format, const TileShape& tiles) {
+  if (!is_symmetric_page(format)) {
+    return {any_decode_kernel(tiles.head_blocks, tiles.columns), "any"};
+  }
+  const DecodeKernel fixed = fixed_decode_kernel(format.key.spec.bits, format.value.spec.bits,
+                                                 tiles.head_blocks, tiles.columns);
+  if (fixed.function != nullptr) return {fixed, "fixed"};
+  return {symmetric_decode_kernel(tiles.head_blocks, tiles.columns), "symmetric"};
 }
 
 }  // namespace
 
 Result<Decode> Decode::create(const AttentionShape& shape, const PageFormat& format,
                               const DecodeOptions& options) {
-  if (shape.kv_heads <= 0 || shape.query_heads % shape.kv_heads != 0 ||
-      shape.query_heads / shape.kv_heads > kMaxHeadsPerKvHead) {
-    return fail("attention: expected 1 to {} query heads for each kv head, found {} for {}",
-                kMaxHeadsPerKvHead, shape.query_heads, shape.kv_heads);
-  }
-  if (shape.head_dim != format.head_dim()) {
-    return fail("attention: expected pages with head_dim {}, found {}", shape.head_dim,
-                format.head_dim());
-  }
   if (options.max_sequences <= 0) {
     return fail("attention: max_sequences: expected at least 1, found {}", options.max_sequences);
   }
   Decode decode;
+  KVQ_ASSIGN_OR_RETURN(decode.params_, layout_params(shape, format));
   DecodeParams& params = decode.params_;
-  params.kv_heads = shape.kv_heads;
-  params.heads = shape.query_heads / shape.kv_heads;
-  params.head_dim = shape.head_dim;
-  params.score_scale = shape.scale * kLog2E;
-  params.key = layout_of(format.key);
-  params.value = layout_of(format.value);
-  params.page_bytes = static_cast<int>(format.page_bytes);
-  params.key_rotation = rotation_of(format.key);
-  params.value_rotation = rotation_of(format.value);
   params.claimed_share = options.deterministic ? 0 : kClaimedShare;
 
-  const int head_blocks = shape.head_dim <= 64 ? 1 : shape.head_dim <= 128 ? 2 : 4;
-  const int columns = params.heads > kHeadTile && head_blocks <= 2 ? 2 : 1;
-  params.head_tiles = (params.heads + columns * kHeadTile - 1) / (columns * kHeadTile);
-  DecodeKernel kernel;
-  if (is_fixed(format.key) && is_fixed(format.value) && shape.head_dim == 64 * head_blocks) {
-    kernel = fixed_decode_kernel(format.key.spec.bits, format.value.spec.bits, head_blocks, columns);
-  }
-  const bool fixed = kernel.function != nullptr;
-  if (!fixed) kernel = any_decode_kernel(head_blocks, columns);
+  const TileShape tiles = tile_shape(shape);
+  const auto [kernel, family] = choose_kernel(format, tiles);
   decode.kernel_ = kernel.function;
   decode.max_sequences_ = options.max_sequences;
-  decode.name_ = fmt::format("cuda/{} k{}v{} d{}", fixed ? "fixed" : "any",
-                             name(format.key.spec.bits), name(format.value.spec.bits),
-                             64 * head_blocks);
-
-  params.region_bytes = static_cast<int>(rounded(std::max(format.page_bytes, kernel.result_bytes)));
-  const int tile_heads = std::min(params.heads, columns * kHeadTile);
-  params.partial_floats = static_cast<int>(rounded(tile_heads * (64 * head_blocks + 2) * 4) / 4);
+  decode.name_ = fmt::format("cuda/{} k{}v{} d{}", family, name(format.key.spec.bits),
+                             name(format.value.spec.bits), 64 * tiles.head_blocks);
+  params.stages = format.page_bytes <= kTwoStagesBytes ? 2 : 1;
+  params.region_bytes =
+      static_cast<int>(rounded(std::max(params.stages * format.page_bytes, kernel.result_bytes)));
+  const int tile_heads = std::min(params.heads, tiles.columns * kHeadTile);
+  params.partial_floats =
+      static_cast<int>(rounded(tile_heads * (64 * tiles.head_blocks + 2) * 4) / 4);
 
   int device = 0;
   int shared = 0;
-  KVQ_RETURN_IF_ERROR(check(cudaGetDevice(&device), "no device"));
+  KVQ_RETURN_IF_ERROR(check(cudaGetDevice(&device), "device"));
   KVQ_RETURN_IF_ERROR(check(
       cudaDeviceGetAttribute(&decode.blocks_, cudaDevAttrMultiProcessorCount, device), "device"));
-  KVQ_RETURN_IF_ERROR(
-      check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-            "device"));
+  KVQ_RETURN_IF_ERROR(check(
+      cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "device"));
   decode.warps_ = std::min(kernel.max_warps, (shared - kSharedHeader) / params.region_bytes);
+  params.warps = divisor(decode.blocks_ * decode.warps_);
   if (decode.warps_ < 1) {
     return fail("attention: a page of {} bytes exceeds the {} bytes of shared memory",
                 format.page_bytes, shared);
   }
+  int major = 0;
+  KVQ_RETURN_IF_ERROR(
+      check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "device"));
+  decode.overlaps_launches_ = major >= 9;
   const int bytes = kSharedHeader + decode.warps_ * params.region_bytes;
   KVQ_RETURN_IF_ERROR(check(
       cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
@@ -153,13 +122,24 @@ Status Decode::run(const DecodeBatch& batch, void* workspace, cudaStream_t strea
   params.sinks = batch.sinks;
   params.tail = batch.tail;
   params.sequences = batch.sequences;
+  params.even_warps = divisor(even_warps(batch.sequences * params.kv_heads * params.head_tiles,
+                                         params.warps.number, warps_));
   const std::size_t items = std::size_t(max_sequences_) * params.kv_heads * params.head_tiles;
   params.counters = static_cast<ItemCounter*>(workspace);
   params.partials = reinterpret_cast<float*>(params.counters + items);
   void* arguments[] = {&params};
-  const std::size_t shared = kSharedHeader + std::size_t(warps_) * params.region_bytes;
-  return check(cudaLaunchKernel(kernel_, dim3(blocks_), dim3(32 * warps_), arguments, shared, stream),
-               "decode");
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(blocks_);
+  config.blockDim = dim3(32 * warps_);
+  config.dynamicSmemBytes = kSharedHeader + std::size_t(warps_) * params.region_bytes;
+  config.stream = stream;
+  // The kernel waits for the one before by itself, having been launched already.
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &overlap;
+  config.numAttrs = overlaps_launches_ ? 1 : 0;
+  return check(cudaLaunchKernelExC(&config, kernel_, arguments), "decode");
 }
 
 }  // namespace kvq::cuda

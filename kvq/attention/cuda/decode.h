@@ -73,6 +73,7 @@ class Decode {
   int max_sequences_ = 0;
   int blocks_ = 0;
   int warps_ = 0;  // of a block
+  bool overlaps_launches_ = false;
   std::string name_;
 };
 

@@ -14,7 +14,7 @@ inline constexpr int kHeadTile = 8;
 inline constexpr int kExactUnitRows = 16;
 
 // Shared memory before the warps' regions.
-inline constexpr int kSharedHeader = 1664;
+inline constexpr int kSharedHeader = 1792;
 
 enum class NumberType : std::uint8_t { kFloat32, kFloat16, kBFloat16 };
 
@@ -25,10 +25,10 @@ struct TensorLayout {
   bool affine;
   int group_rows;
   int group_depth;
-  int steps;         // of 16 depths in a block: head_dim / 16 for K, 4 for V
-  int row_groups;    // depth-wise: vectors of parameters in the page
-  int depth_groups;  // row-wise: vectors of parameters in a block
-  float middle;      // code that stands for the center
+  int steps;                   // of 16 depths in a block: head_dim / 16 for K, 4 for V
+  int row_groups;              // depth-wise: vectors of parameters in the page
+  int depth_groups;            // row-wise: vectors of parameters in a block
+  float middle;                // code that stands for the center
   std::uint32_t minus_middle;  // two fp16 numbers
   int block_bytes;
   int planes;  // byte offsets in the page
@@ -52,11 +52,20 @@ struct RowBlock {
   std::int64_t head_stride;
 };
 
+// Query heads of one pass over a kv head's pages, at most.
+inline constexpr int kMaxPassHeads = 16;
+
 // Progress of one item (a sequence's kv head), alone in its 128-byte line: atomics on one line
-// serialize. Both numbers are zero between launches.
+// serialize. All numbers are zero between launches.
 struct alignas(128) ItemCounter {
-  std::uint32_t claims;    // pages handed out beyond the fixed ones
-  std::uint32_t arrivals;  // partial results that are in memory
+  std::uint32_t claims;                   // pages handed out beyond the fixed ones
+  std::uint32_t arrivals[kMaxPassHeads];  // partial results that are in memory, for each head
+};
+
+// For divisions without a division (device/work.cuh).
+struct Divisor {
+  int number;
+  float inverse;
 };
 
 struct DecodeParams {
@@ -65,7 +74,7 @@ struct DecodeParams {
   NumberType query_type;
   NumberType output_type;
 
-  const std::byte* pages;         // page `index` of kv head h: index * page_stride + h * head_stride
+  const std::byte* pages;  // page `index` of kv head h: index * page_stride + h * head_stride
   const std::int32_t* page_table;  // [sequences, table_stride]
   std::int64_t page_stride;        // bytes
   std::int64_t head_stride;        // bytes
@@ -88,6 +97,10 @@ struct DecodeParams {
   int value_rotation;  // likewise of values
   int claimed_share;   // of a long item's pages, in 1/1024: claimed one by one at the end
 
+  Divisor warps;       // of all blocks
+  Divisor even_warps;  // that get work if all items are alike
+
+  int stages;             // pages in shared memory for each warp: 1 or 2
   int region_bytes;       // shared memory of one warp
   ItemCounter* counters;  // [sequences * kv_heads * head_tiles]
   float* partials;        // [2 * warps][partial_floats]

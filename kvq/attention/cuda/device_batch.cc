@@ -36,8 +36,8 @@ DeviceBatch::DeviceBatch(const std::vector<LayerView>& views, std::uint64_t seed
                        static_cast<std::int32_t>(view.length - view.sinks.count -
                                                  view.pages.size() * kPageTokens)});
   }
-  batch_.lengths = static_cast<SequenceLength*>(
-      upload(lengths.data(), lengths.size() * sizeof(SequenceLength)));
+  batch_.lengths =
+      static_cast<SequenceLength*>(upload(lengths.data(), lengths.size() * sizeof(SequenceLength)));
   copy_pages(views, seed);
   batch_.sinks = copy_rows(views, &LayerView::sinks);
   batch_.tail = copy_rows(views, &LayerView::tail);
@@ -79,7 +79,7 @@ void DeviceBatch::copy_pages(const std::vector<LayerView>& views, std::uint64_t 
   batch_.table_stride = static_cast<std::int32_t>(longest);
 }
 
-RowBlock DeviceBatch::copy_rows(const std::vector<LayerView>& views, ExactRows LayerView::* part) {
+RowBlock DeviceBatch::copy_rows(const std::vector<LayerView>& views, ExactRows LayerView::*part) {
   const std::size_t head_dim = static_cast<std::size_t>(views[0].format->head_dim());
   const std::size_t heads = static_cast<std::size_t>(views[0].kv_heads);
   std::int64_t most = 1;

@@ -39,7 +39,7 @@ class DeviceBatch {
 
  private:
   void copy_pages(const std::vector<LayerView>& views, std::uint64_t seed);
-  RowBlock copy_rows(const std::vector<LayerView>& views, ExactRows LayerView::* part);
+  RowBlock copy_rows(const std::vector<LayerView>& views, ExactRows LayerView::*part);
   void* upload(const void* data, std::size_t bytes);
 
   std::vector<std::unique_ptr<DeviceBuffer>> buffers_;

@@ -13,10 +13,13 @@ struct DecodeKernel {
   std::size_t result_bytes = 0;    // shared memory of a warp's result
 };
 
-// head_blocks: 64 channels each, 1, 2 or 4. head_tiles: 8 query heads each, 1 or 2 (1 for 4 blocks).
+// head_blocks: 64 channels each, 1, 2 or 4. head_tiles: 8 query heads each, 1 or 2 (1 for 4
+// blocks).
 
 // Symmetric parameters, a scale for each token and 64 channels, head_dim = 64 * head_blocks.
 DecodeKernel fixed_decode_kernel(Bits key, Bits value, int head_blocks, int head_tiles);
+// The same for any widths, head_dim = 64 * head_blocks.
+DecodeKernel symmetric_decode_kernel(int head_blocks, int head_tiles);
 // Everything.
 DecodeKernel any_decode_kernel(int head_blocks, int head_tiles);
 

@@ -8,10 +8,6 @@
 
 namespace kvq::cuda {
 
-__device__ __forceinline__ float any_power_of_two(int exponent) {
-  return __uint_as_float(static_cast<unsigned>(127 + exponent) << 23);
-}
-
 // Exponent of the unit of row tile `tile`, rows 2g + r: kUnitPower + power() of the width.
 __device__ __forceinline__ int unit_exponent(Bits bits, int tile, int r) {
   switch (bits) {
@@ -123,7 +119,7 @@ __device__ __forceinline__ void add_any_depth_wise(const TensorLayout& layout, s
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         sum[j][c][e] +=
-            constant[j][c][e & 1] * any_power_of_two(unit_exponent(layout.bits, j, e >> 1));
+            constant[j][c][e & 1] * power_of_two(unit_exponent(layout.bits, j, e >> 1));
       }
     }
   }
@@ -166,7 +162,7 @@ __device__ __forceinline__ void add_any_row_wise(const TensorLayout& layout, std
         for (int e = 0; e < 4; ++e) {
           const int r = e >> 1;
           const float constant =
-              total[c][e & 1] * any_power_of_two(unit_exponent(layout.bits, j, r));
+              total[c][e & 1] * power_of_two(unit_exponent(layout.bits, j, r));
           sum[j][c][e] += scale[j][r] * (product[j][c][e] - layout.middle * constant) +
                           center[j][r] * constant;
           product[j][c][e] = 0;
@@ -228,7 +224,7 @@ __device__ __forceinline__ void scale_any_units(Bits bits, int sign, float facto
   for (int j = 0; j < 4; ++j) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const float unit = factor * any_power_of_two(sign * unit_exponent(bits, j, e >> 1));
+      const float unit = factor * power_of_two(sign * unit_exponent(bits, j, e >> 1));
 #pragma unroll
       for (int c = 0; c < kColumns; ++c) sum[j][c][e] *= unit;
     }

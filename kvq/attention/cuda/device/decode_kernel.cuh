@@ -22,6 +22,19 @@
 
 namespace kvq::cuda {
 
+// What the kernel before may still write is read from here on.
+__device__ __forceinline__ void wait_for_kernel_before() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// The kernel behind may be brought to multiprocessors that are free, where it waits.
+__device__ __forceinline__ void allow_kernel_behind() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 template <class Page, int kBlocks, int kColumns>
 class DecodeWarp {
  public:
@@ -34,82 +47,90 @@ class DecodeWarp {
         index_(static_cast<int>(threadIdx.x / 32)),
         warps_per_block_(static_cast<int>(blockDim.x / 32)),
         warp_(static_cast<int>(blockIdx.x) * warps_per_block_ + index_),
-        warps_(static_cast<int>(gridDim.x) * warps_per_block_),
-        buffer_(static_cast<std::uint32_t>(__cvta_generic_to_shared(shared)) + kSharedHeader +
-                index_ * params.region_bytes),
-        copy_(static_cast<std::uint32_t>(__cvta_generic_to_shared(shared)) + 8 * index_, lane_),
-        work_(params, warp_, warps_, warps_per_block_, lane_,
-              reinterpret_cast<Cut*>(shared + kSharedCuts) + index_) {}
+        copy_(shared_address() + 16 * index_,
+              shared_address() + kSharedHeader + index_ * params.region_bytes, params.stages,
+              params.page_bytes, lane_) {}
 
   __device__ __forceinline__ void run() {
+    allow_kernel_behind();
+    wait_for_kernel_before();
     sum_.clear();
-    if (work_.idle()) {
+    Work work(params_, warp_, lane_, reinterpret_cast<Cut*>(shared_ + kSharedCuts) + index_);
+    if (work.idle()) {
       exact_ = true;
       if (lane_.index == 0) closings()[index_] = {{warp_, warp_, false}, 0, 0, 0};
     } else {
-      attend();
+      attend(work);
     }
-    finish();
+    leave_units();
+    BlockResult<kBlocks, kColumns>(params_, shared_, lane_).finish(passed_, sum_);
   }
 
  private:
-  __device__ __forceinline__ void attend() {
-    Unit unit = work_.first();
+  // What is new with a unit.
+  enum class Start { kNextUnit, kPages, kItem };
+
+  // A unit that is settled, and where its page lies.
+  struct Settled {
+    Unit unit;
+    const std::byte* place;
+  };
+
+  __device__ __forceinline__ void attend(Work& work) {
+    Unit unit;
+    Unit next{Unit::kNone, 0};  // with two stages
     Start how = Start::kItem;
     while (true) {
       if (how != Start::kNextUnit) {
-        if (how == Start::kPages) {
-          enter_pages();
-        } else {
-          exact_ = unit.kind == Unit::kExact;
-        }
-        prepare_item(unit, how);
+        if (how == Start::kPages) enter_pages();
+        prepare_item(work, how, unit, next);
       }
-      if (unit.kind == Unit::kNone) break;
-      // The next unit is settled, and its place looked up, before this one is done with: the copy
-      // that then starts must not wait for either.
-      const bool claims = !work_.next_is_fixed();
-      const bool item_ends = !claims && work_.next_begins_item();
-      const int claim = claims ? work_.start_claim() : 0;
-      Unit next{Unit::kNone, 0};
-      const std::byte* place = nullptr;
-      if (!claims && !item_ends) {
-        next = work_.advance();
-        place = look_up(next);
+      if (unit.kind == Unit::kNone) {
+        if (!work.another_item()) break;
+        end_passing();
+        work.start_next_item();
+        how = Start::kItem;
+        continue;
       }
+      // The unit to come is settled, and its place looked up, before this one is done with: the
+      // copy that then starts must not wait for either.
+      Settled ahead{};
+      int claim = 0;
+      const bool known = work.request(ahead.unit, claim);
+      if (known) ahead.place = look_up(work, ahead.unit);
       const auto settle = [&] {
-        if (!claims) return;
-        next = work_.finish_claim(claim);
-        place = look_up(next);
+        if (known) return;
+        ahead.unit = work.receive(claim);
+        ahead.place = look_up(work, ahead.unit);
       };
       if (unit.kind == Unit::kPage) {
         attend_page(settle);
       } else {
-        const ExactRows rows(params_, work_.sequence(), work_.head() / params_.head_tiles);
+        const ExactRows rows(params_, work.sequence(), work.head() / params_.head_tiles);
         attend_exact(params_, rows, kExactUnitRows * unit.index, lane_, query_, sum_);
         settle();
       }
-      if (item_ends) {
-        end_passing();
-        next = work_.advance_to_next_item();
-        how = Start::kItem;
-      } else {
-        start(next, place);
-        how = exact_ && next.kind == Unit::kPage ? Start::kPages : Start::kNextUnit;
-      }
-      unit = next;
+      start(ahead);
+      unit = params_.stages == 2 ? next : ahead.unit;
+      next = ahead.unit;
+      how = exact_ && unit.kind == Unit::kPage ? Start::kPages : Start::kNextUnit;
     }
   }
 
-  // What is new with a unit.
-  enum class Start { kNextUnit, kPages, kItem };
+  __device__ __forceinline__ Settled settle_now(Work& work) {
+    Settled settled{};
+    int claim = 0;
+    if (!work.request(settled.unit, claim)) settled.unit = work.receive(claim);
+    settled.place = look_up(work, settled.unit);
+    return settled;
+  }
 
   // Where a unit's page lies.
-  __device__ __forceinline__ const std::byte* look_up(const Unit& unit) const {
+  __device__ __forceinline__ const std::byte* look_up(const Work& work, const Unit& unit) const {
     const std::byte* place = nullptr;
     if (unit.kind == Unit::kPage) {
       const std::int32_t* const entry =
-          params_.page_table + static_cast<std::int64_t>(work_.sequence()) * params_.table_stride +
+          params_.page_table + static_cast<std::int64_t>(work.sequence()) * params_.table_stride +
           unit.index;
       std::int32_t page;
       asm volatile("ld.global.nc.b32 %0, [%1];" : "=r"(page) : "l"(entry));  // here, not later
@@ -117,43 +138,53 @@ class DecodeWarp {
     }
     return place;
   }
-  __device__ __forceinline__ void start(const Unit& unit, const std::byte* place) {
-    if (unit.kind == Unit::kPage) copy_.start(buffer_, place, params_.page_bytes);
+  __device__ __forceinline__ void start(const Settled& settled) {
+    if (settled.unit.kind == Unit::kPage) copy_.start(settled.place);
   }
 
   // settle() is called between scores and values.
   template <class Settle>
   __device__ __forceinline__ void attend_page(const Settle& settle) {
-    copy_.wait();
+    const std::uint32_t page = copy_.wait();
     BlockSum<kColumns> scores = {};
-    Page::scores(params_, buffer_, lane_, query_, terms_, scores);
+    Page::scores(params_, page, lane_, query_, terms_, scores);
     Operand<4, kColumns> weights;
     sum_.weigh(scores, weights);
     settle();
-    Page::add_values(params_, buffer_, lane_, weights, sum_.values);
+    Page::add_values(params_, page, lane_, weights, sum_.values);
     __syncwarp();
   }
 
+  __device__ __forceinline__ std::uint32_t shared_address() const {
+    return static_cast<std::uint32_t>(__cvta_generic_to_shared(shared_));
+  }
   __device__ __forceinline__ Closing* closings() const {
     return reinterpret_cast<Closing*>(shared_ + kSharedClosings);
   }
 
-  // What does not depend on pages, while the first one is on its way. The queries' loads go first:
-  // behind a page for every warp they would take three times as long.
-  __device__ __forceinline__ void prepare_item(const Unit& unit, Start how) {
-    const int kv_head = work_.head() / params_.head_tiles;
-    const int first = (work_.head() - kv_head * params_.head_tiles) * kHeadTile * kColumns;
+  // What does not depend on pages, while the first ones are on their way. The queries' loads go
+  // first: behind a page for every warp they would take three times as long.
+  __device__ __forceinline__ void prepare_item(Work& work, Start how, Unit& unit, Unit& next) {
+    const int kv_head = work.head() / params_.head_tiles;
+    const int first = (work.head() - kv_head * params_.head_tiles) * kHeadTile * kColumns;
     const std::int64_t first_head =
-        (static_cast<std::int64_t>(work_.sequence()) * params_.kv_heads + kv_head) * params_.heads +
+        (static_cast<std::int64_t>(work.sequence()) * params_.kv_heads + kv_head) * params_.heads +
         first;
     const int heads = min(kHeadTile * kColumns, params_.heads - first);
     head_pages_ = params_.pages + kv_head * params_.head_stride;
     RawQuery<kSteps, kColumns> raw;
     load_raw_query(params_, first_head, heads, lane_, raw);
-    if (how == Start::kItem) start(unit, look_up(unit));
-    const Closing closing{work_.contributors(), work_.item(), first_head, heads};
-    if (lane_.index == 0) closings()[index_] = closing;
-    __syncwarp();
+    if (how == Start::kItem) {
+      for (int stage = 0; stage < params_.stages; ++stage) {
+        const Settled settled = settle_now(work);
+        start(settled);
+        (stage == 0 ? unit : next) = settled.unit;
+      }
+      exact_ = unit.kind == Unit::kExact;
+      const Closing closing{work.contributors(), work.item(), first_head, heads};
+      if (lane_.index == 0) closings()[index_] = closing;
+      __syncwarp();
+    }
     prepare_query(params_, raw, heads, exact_ ? 1 : params_.key_rotation, lane_, query_);
     Page::prepare(params_, query_, terms_);
   }
@@ -187,7 +218,7 @@ class DecodeWarp {
     if (closing.contributors.count(warps_per_block_) == 1) {
       WarpResult<kBlocks, kColumns>::write(params_, closing, lane_, copy);
     } else {
-      const std::int64_t slot = warps_ + warp_;
+      const std::int64_t slot = params_.warps.number + warp_;
       WarpResult<kBlocks, kColumns>::store(closing, params_.partials + slot * params_.partial_floats,
                                            lane_, copy);
       passed_ = true;  // at most once: items between the first and the last are whole
@@ -197,21 +228,13 @@ class DecodeWarp {
     sum_.clear();
   }
 
-  __device__ __forceinline__ void finish() {
-    leave_units();
-    BlockResult<kBlocks, kColumns>(params_, shared_, lane_).finish(passed_, sum_);
-  }
-
   const DecodeParams& params_;
   std::byte* shared_;
   Lane lane_;
   int index_;  // of the warp in its block
   int warps_per_block_;
   int warp_;
-  int warps_;
-  std::uint32_t buffer_;
   PageCopy copy_;
-  Work work_;
   const std::byte* head_pages_;  // pages of the item's kv head
   bool passed_ = false;
   bool exact_;  // sums are of exact rows: units of 1, not rotated

@@ -67,11 +67,8 @@ __device__ __forceinline__ float exp2_fast(float x) {
 }
 
 // 2^exponent, -126 <= exponent <= 127.
-__host__ __device__ constexpr float power_of_two(int exponent) {
-  float result = 1;
-  for (int i = 0; i < exponent; ++i) result *= 2;
-  for (int i = 0; i > exponent; --i) result *= 0.5F;
-  return result;
+__device__ __forceinline__ float power_of_two(int exponent) {
+  return __uint_as_float(static_cast<unsigned>(127 + exponent) << 23);
 }
 
 // Loads from shared memory by address; volatile, so that they stay behind the wait for their page.

@@ -101,6 +101,109 @@ struct FixedPage {
   }
 };
 
+// Calls use(BitsConstant<bits>{}).
+template <Bits kBits>
+struct BitsConstant {
+  static constexpr Bits value = kBits;
+};
+template <class Use>
+__device__ __forceinline__ void with_bits(Bits bits, const Use& use) {
+  switch (bits) {
+    case Bits::k1:
+      return use(BitsConstant<Bits::k1>{});
+    case Bits::kTernary:
+      return use(BitsConstant<Bits::kTernary>{});
+    case Bits::k2:
+      return use(BitsConstant<Bits::k2>{});
+    case Bits::k3:
+      return use(BitsConstant<Bits::k3>{});
+    case Bits::k4:
+      return use(BitsConstant<Bits::k4>{});
+    case Bits::k5:
+      return use(BitsConstant<Bits::k5>{});
+    case Bits::k6:
+      return use(BitsConstant<Bits::k6>{});
+    case Bits::k8:
+      return use(BitsConstant<Bits::k8>{});
+    case Bits::k16:
+      return use(BitsConstant<Bits::k16>{});
+  }
+}
+
+// Symmetric parameters for each token and 64 channels, or 16 bits; the widths are a switch once a
+// page.
+struct SymmetricPage {
+  static constexpr bool kFewRegisters = true;
+
+  template <int kSteps, int kColumns>
+  struct QueryTerms {
+    float bias[kSteps / 4][kColumns][2];
+  };
+  template <int kSteps, int kColumns>
+  __device__ static __forceinline__ void prepare(const DecodeParams& params,
+                                                 const Query<kSteps, kColumns>& query,
+                                                 QueryTerms<kSteps, kColumns>& terms) {
+    query_bias(query.operand, params.key.middle, terms.bias);
+  }
+
+  // Scores of the page's tokens in units of log2.
+  template <int kSteps, int kColumns>
+  __device__ static __forceinline__ void scores(const DecodeParams& params, std::uint32_t page,
+                                                Lane lane, const Query<kSteps, kColumns>& query,
+                                                const QueryTerms<kSteps, kColumns>& terms,
+                                                BlockSum<kColumns>& sum) {
+    const std::uint32_t planes = page + params.key.planes;
+    with_bits(params.key.bits, [&](auto bits) {
+      constexpr Bits kBits = decltype(bits)::value;
+      if constexpr (kBits == Bits::k16) {
+        add_plain_product<kBits>(params.key, planes, lane, query.operand, sum);
+      } else {
+        add_fixed_row_wise<kBits>(params.key, planes, page + params.key.scales, lane,
+                                  query.operand, terms.bias, sum);
+      }
+      multiply_units<kBits>(sum, query.factor);
+    });
+  }
+
+  template <int kBlocks, int kColumns>
+  __device__ static __forceinline__ void add_values(const DecodeParams& params, std::uint32_t page,
+                                                    Lane lane, const Operand<4, kColumns>& weights,
+                                                    BlockSum<kColumns> (&values)[kBlocks]) {
+    with_bits(params.value.bits, [&](auto bits) {
+      constexpr Bits kBits = decltype(bits)::value;
+#pragma unroll
+      for (int block = 0; block < kBlocks; ++block) {
+        const std::uint32_t planes = page + params.value.planes + block * params.value.block_bytes;
+        if constexpr (kBits == Bits::k16) {
+          add_plain_product<kBits>(params.value, planes, lane, weights, values[block]);
+        } else {
+          add_fixed_depth_wise<kBits>(params.value, planes,
+                                      page + params.value.scales + 64 * block, lane, weights,
+                                      values[block]);
+        }
+      }
+    });
+  }
+
+  // Sums of values to units of 1 and back.
+  template <int kBlocks, int kColumns>
+  __device__ static __forceinline__ void to_plain(const DecodeParams& params,
+                                                  BlockSum<kColumns> (&values)[kBlocks]) {
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      scale_any_units(params.value.bits, -1, 1.0F, values[block]);
+    }
+  }
+  template <int kBlocks, int kColumns>
+  __device__ static __forceinline__ void from_plain(const DecodeParams& params,
+                                                    BlockSum<kColumns> (&values)[kBlocks]) {
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      scale_any_units(params.value.bits, 1, 1.0F, values[block]);
+    }
+  }
+};
+
 struct AnyPage {
   static constexpr bool kFewRegisters = false;
 

@@ -19,10 +19,10 @@ struct Closing {
   int heads;
 };
 
-// Shared memory before the warps' regions: for each of 16 warps a barrier of 8 bytes, a flag for what
-// it ends with and one for what it passes, and the closings of both.
-inline constexpr int kSharedFlags = 128;
-inline constexpr int kSharedCuts = 256;
+// Shared memory before the warps' regions: for each of 16 warps two barriers of 8 bytes, a flag that
+// it passed an item, its cut, and the closings of the item that it ends with and of the passed one.
+inline constexpr int kSharedFlags = 256;
+inline constexpr int kSharedCuts = 384;
 inline constexpr int kSharedClosings = kSharedCuts + 16 * sizeof(Cut);
 static_assert(kSharedClosings + 2 * 16 * sizeof(Closing) <= kSharedHeader);
 
@@ -39,16 +39,19 @@ __device__ __forceinline__ void store_number(void* numbers, NumberType type, std
 
 __device__ __forceinline__ float inverse_or_zero(float sum) { return sum == 0 ? 0 : 1 / sum; }
 
-// Counts one more partial result in memory; true for the last one, which may then read the others.
-// Called by one thread between two barriers of its block, it speaks for all of the block.
-__device__ __forceinline__ bool arrive(ItemCounter& counter, int expected) {
+// Counts one more partial result of a head in memory; true for the last one, whose warp may then read
+// the others. Called by one lane between two barriers of its warp, it speaks for all of the warp.
+__device__ __forceinline__ bool arrive(ItemCounter& counter, int head, int expected) {
   std::uint32_t before;
   asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;"
                : "=r"(before)
-               : "l"(&counter.arrivals)
+               : "l"(&counter.arrivals[head])
                : "memory");
   const bool last = before + 1 == static_cast<std::uint32_t>(expected);
-  if (last) counter = {};  // nobody claims any more: a warp arrives after its last claim
+  if (last) {
+    counter.arrivals[head] = 0;
+    if (head == 0) counter.claims = 0;  // a warp arrives after its last claim
+  }
   return last;
 }
 
@@ -131,17 +134,19 @@ class WarpResult {
 };
 
 // The results of all warps of a block, whose last items may differ: warps of one item are neighbours,
-// a group. All threads of the block take part in every group's work.
+// a group. After one barrier a task, a head of a group, is a warp's alone: it joins the group's rows,
+// and if others have results of the item, too, leaves the sum in its slot and counts it; the last to
+// be counted joins the slots. A lane has 2 * kBlocks channels, one after the other.
 //
 // Shared memory of a warp: rows [heads][channels + 8] (the 8 keep the lanes' stores apart), then
-// {reference, sum} of each head, then the same of the joint result of the group that it leads.
+// {reference, sum} of each head.
 template <int kBlocks, int kColumns>
 class BlockResult {
  public:
   static constexpr int kChannels = 64 * kBlocks;
   static constexpr int kStride = kChannels + 8;
   static constexpr int kHeads = kHeadTile * kColumns;
-  static constexpr int kBytes = 4 * (kHeads * kStride + 4 * kHeads);
+  static constexpr int kBytes = 4 * (kHeads * kStride + 2 * kHeads);
 
   __device__ BlockResult(const DecodeParams& params, std::byte* shared, Lane lane)
       : params_(params),
@@ -151,36 +156,69 @@ class BlockResult {
         index_(static_cast<int>(threadIdx.x / 32)),
         block_warps_(static_cast<int>(blockDim.x / 32)),
         first_warp_(static_cast<int>(blockIdx.x) * block_warps_),
-        warps_(static_cast<int>(gridDim.x) * block_warps_),
         lane_(lane) {}
 
   // Every warp has written its closing. passed: this warp has left the result of an item that
   // others have results of, too, in its slot.
   __device__ void finish(bool passed, const SoftmaxSum<kBlocks, kColumns>& sum) {
     deposit(sum);
+    if (lane_.index == 0) flags_[index_] = passed ? 1 : 0;
     __syncthreads();
     const unsigned leaders = ballot_warps([&](int warp) { return leader_of(warp) == warp; });
-    for_quads(leaders, closings_,
-              [&](int warp, int head, int channel) { join_warps(warp, head, channel); });
-    __syncthreads();
-    arrive_for_warp((leaders >> index_ & 1) != 0, passed);
-    __syncthreads();
-    const unsigned last = ballot_warps([&](int warp) { return flags_[warp] == kLast; });
-    const unsigned alone = ballot_warps([&](int warp) { return flags_[warp] == kAlone; });
-    complete(last, alone, closings_);
-    const unsigned last_passed = ballot_warps([&](int warp) { return flags_[16 + warp] == kLast; });
-    if (last_passed == 0) return;
-    __syncthreads();
-    complete(last_passed, 0, closings_ + 16);
+    const unsigned passing = ballot_warps([&](int warp) { return flags_[warp] != 0; });
+    const int heads = min(kHeads, params_.heads);
+    const int tasks = (__popc(leaders) + __popc(passing)) * heads;
+    for (int i = index_; i < tasks; i += block_warps_) {
+      const Task task = task_of(i, leaders, passing, heads);
+      if (!task.passed && task.head < closings_[task.closing].heads) join_group(task);
+    }
+    __syncwarp();
+    // All arrivals of a warp at once; it has at most 2 * kHeads tasks.
+    bool last = false;
+    const int own = index_ + lane_.index * block_warps_;
+    if (own < tasks) {
+      const Task task = task_of(own, leaders, passing, heads);
+      const Closing& closing = closings_[task.closing];
+      const int count = closing.contributors.count(block_warps_);
+      if (task.head < closing.heads && count > 1) {
+        last = arrive(params_.counters[closing.item], task.head, count);
+      }
+    }
+    unsigned complete = __ballot_sync(0xffffffffU, last);
+    for (; complete != 0; complete &= complete - 1) {
+      const int i = index_ + (__ffs(static_cast<int>(complete)) - 1) * block_warps_;
+      join_slots(task_of(i, leaders, passing, heads));
+    }
   }
 
  private:
-  enum Flag : int { kNone, kNotLast, kLast, kAlone };
+  struct Task {
+    int closing;  // index
+    int head;
+    bool passed;
+  };
+  struct Joint {
+    float reference = kNoReference;
+    float weights = 0;
+    float row[2 * kBlocks] = {};
+  };
 
   // The warps of the block for which test(warp) holds.
   template <class Test>
   __device__ __forceinline__ unsigned ballot_warps(const Test& test) const {
     return __ballot_sync(0xffffffffU, lane_.index < block_warps_ && test(lane_.index));
+  }
+  __device__ static int nth(unsigned mask, int n) {
+    for (; n > 0; --n) mask &= mask - 1;
+    return __ffs(static_cast<int>(mask)) - 1;
+  }
+  // The heads of the first leader, those of the second, .., likewise of the passing warps.
+  __device__ Task task_of(int number, unsigned leaders, unsigned passing, int heads) const {
+    const int row = divide(number, heads);
+    const int groups = __popc(leaders);
+    const bool passed = row >= groups;
+    const int warp = passed ? nth(passing, row - groups) : nth(leaders, row);
+    return {passed ? 16 + warp : warp, number - row * heads, passed};
   }
   // The first warp of the block with the same last item.
   __device__ int leader_of(int warp) const {
@@ -191,37 +229,12 @@ class BlockResult {
     return min(last, block_warps_ - 1) - leader + 1;
   }
 
-  // Lane 0 arrives for the group that the warp leads, lane 1 for the item that it passed.
-  __device__ void arrive_for_warp(bool leads, bool passed) const {
-    if (lane_.index >= 2) return;
-    int flag = kNone;
-    if (lane_.index == 0 ? leads : passed) {
-      const Closing& closing = closings_[16 * lane_.index + index_];
-      const int count = closing.contributors.count(block_warps_);
-      flag = kAlone;
-      if (count > 1) flag = arrive(params_.counters[closing.item], count) ? kLast : kNotLast;
-    }
-    flags_[16 * lane_.index + index_] = flag;
-  }
-
-  // Joins the results of the items of `last` and writes them and those of `alone`.
-  __device__ void complete(unsigned last, unsigned alone, const Closing* closings) const {
-    if (last != 0) {
-      for_quads(last, closings, [&](int warp, int head, int channel) {
-        join_blocks(closings[warp], warp, head, channel);
-      });
-      __syncthreads();
-    }
-    write(last | alone, closings);
-  }
-
   __device__ float* rows(int warp) const {
     return reinterpret_cast<float*>(regions_ + warp * params_.region_bytes);
   }
   __device__ float2* states(int warp) const {
     return reinterpret_cast<float2*>(rows(warp) + kHeads * kStride);
   }
-  __device__ float2* joint_states(int leader) const { return states(leader) + kHeads; }
   __device__ float* slot(int number) const {
     return params_.partials + static_cast<std::int64_t>(number) * params_.partial_floats;
   }
@@ -246,122 +259,111 @@ class BlockResult {
     }
   }
 
-  __device__ static int nth(unsigned mask, int n) {
-    for (; n > 0; --n) mask &= mask - 1;
-    return __ffs(static_cast<int>(mask)) - 1;
-  }
-  // Calls use(warp, head, channel) for every quad of channels of the items of `warps`, one a thread.
-  template <class Use>
-  __device__ __forceinline__ void for_quads(unsigned warps, const Closing* closings,
-                                            const Use& use) const {
-    constexpr int kQuads = kChannels / 4;
-    const int heads = min(kHeads, params_.heads);
-    const int count = __popc(warps) * heads * kQuads;
-    for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
-      const int row = i / kQuads;
-      const int warp = nth(warps, row / heads);
-      const int head = row % heads;
-      if (head < closings[warp].heads) use(warp, head, 4 * (i % kQuads));
-    }
-  }
-
-  struct Joint {
-    float reference = kNoReference;
-    float weights = 0;
-    float4 row = {};
-
-    template <int kCount>
-    __device__ __forceinline__ void add(const float2 (&states)[kCount],
-                                        const float4 (&rows)[kCount]) {
-      float greatest = reference;
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) greatest = fmaxf(greatest, states[i].x);
-      const float mine = exp2_fast(reference - greatest);
-      reference = greatest;
-      weights *= mine;
-      row.x *= mine, row.y *= mine, row.z *= mine, row.w *= mine;
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) {
-        const float factor = exp2_fast(states[i].x - greatest);
-        weights += states[i].y * factor;
-        row.x += rows[i].x * factor;
-        row.y += rows[i].y * factor;
-        row.z += rows[i].z * factor;
-        row.w += rows[i].w * factor;
-      }
-    }
-  };
-
-  // Joins `count` results, some at a time so that their loads overlap. load(i, state, row).
-  template <class Load>
-  __device__ __forceinline__ static Joint join(int count, const Load& load) {
-    constexpr int kTogether = 10;
+  // Joins `count` results of a head, kTogether at a time so that their loads overlap. state(i):
+  // {reference, weights}, asked by lane i; row(i, numbers): the lane's channels.
+  template <int kTogether, class State, class Row>
+  __device__ __forceinline__ Joint join(int count, const State& state, const Row& row) const {
     Joint joint;
+#pragma unroll 1
     for (int first = 0; first < count; first += kTogether) {
-      float2 states[kTogether];
-      float4 rows[kTogether];
+      const int some = min(count - first, kTogether);
+      float2 own = make_float2(kNoReference, 0);
+      if (lane_.index < some) own = state(first + lane_.index);
+      float numbers[kTogether][2 * kBlocks];
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) row(first + min(i, some - 1), numbers[i]);
+      float greatest = fmaxf(own.x, joint.reference);
+#pragma unroll
+      for (int distance = 1; distance < 32; distance *= 2) {
+        greatest = fmaxf(greatest, __shfl_xor_sync(0xffffffffU, greatest, distance));
+      }
+      const float before = exp2_fast(joint.reference - greatest);
+      const float factor = lane_.index < some ? exp2_fast(own.x - greatest) : 0.0F;
+      float weights = own.y * factor;
+#pragma unroll
+      for (int distance = 1; distance < 32; distance *= 2) {
+        weights += __shfl_xor_sync(0xffffffffU, weights, distance);
+      }
+      joint.reference = greatest;
+      joint.weights = joint.weights * before + weights;
+#pragma unroll
+      for (int k = 0; k < 2 * kBlocks; ++k) joint.row[k] *= before;
 #pragma unroll
       for (int i = 0; i < kTogether; ++i) {
-        load(min(first + i, count - 1), states[i], rows[i]);  // always, or they would not overlap
-        if (first + i >= count) states[i] = make_float2(kNoReference, 0);
+        const float other = __shfl_sync(0xffffffffU, factor, i);
+#pragma unroll
+        for (int k = 0; k < 2 * kBlocks; ++k) joint.row[k] += numbers[i][k] * other;
       }
-      joint.add(states, rows);
     }
     return joint;
   }
 
-  // The joint result of a group to its slot, or over the rows of its leader if nobody else has
-  // anything of the item.
-  __device__ void join_warps(int leader, int head, int channel) const {
-    const Joint joint = join(group_size(leader), [&](int i, float2& state, float4& row) {
-      state = states(leader + i)[head];
-      row = *reinterpret_cast<const float4*>(rows(leader + i) + head * kStride + channel);
-    });
+  // The block's results of a head, to the output or to the block's slot.
+  __device__ __forceinline__ void join_group(const Task& task) const {
+    const int leader = task.closing;
+    const Joint joint = join<4>(
+        group_size(leader), [&](int i) { return states(leader + i)[task.head]; },
+        [&](int i, float(&numbers)[2 * kBlocks]) {
+          const float* const from = rows(leader + i) + task.head * kStride + channel();
+#pragma unroll
+          for (int k = 0; k < 2 * kBlocks; k += 2) {
+            const float2 pair = *reinterpret_cast<const float2*>(from + k);
+            numbers[k] = pair.x, numbers[k + 1] = pair.y;
+          }
+        });
     const Closing& closing = closings_[leader];
-    const bool alone = closing.contributors.count(block_warps_) == 1;
+    if (closing.contributors.count(block_warps_) == 1) {
+      if (task.head == 0 && lane_.index == 0) params_.counters[closing.item].claims = 0;
+      write(joint, closing.first_head + task.head);
+      return;
+    }
     float* const partial = slot(first_warp_ + leader);
-    float* const row = alone ? rows(leader) + head * kStride : partial + head * kChannels;
-    *reinterpret_cast<float4*>(row + channel) = joint.row;
-    if (channel == 0) {
-      float2* const to = alone ? joint_states(leader)
-                               : reinterpret_cast<float2*>(partial + closing.heads * kChannels);
-      to[head] = make_float2(joint.reference, joint.weights);
+#pragma unroll
+    for (int k = 0; k < 2 * kBlocks; k += 2) {
+      *reinterpret_cast<float2*>(partial + task.head * kChannels + channel() + k) =
+          make_float2(joint.row[k], joint.row[k + 1]);
+    }
+    if (lane_.index == 0) {
+      *reinterpret_cast<float2*>(partial + closing.heads * kChannels + 2 * task.head) =
+          make_float2(joint.reference, joint.weights);
     }
   }
 
-  // All results of an item, from their slots to the region of `warp`.
-  __device__ void join_blocks(const Closing& closing, int warp, int head, int channel) const {
-    const Slots slots(closing.contributors, block_warps_, warps_);
-    const int heads = closing.heads;
-    const Joint joint = join(slots.count, [&](int i, float2& state, float4& row) {
-      const float* const from = slot(slots[i]);
-      state = __ldcg(reinterpret_cast<const float2*>(from + heads * kChannels + 2 * head));
-      row = __ldcg(reinterpret_cast<const float4*>(from + head * kChannels + channel));
-    });
-    *reinterpret_cast<float4*>(rows(warp) + head * kStride + channel) = joint.row;
-    if (channel == 0) joint_states(warp)[head] = make_float2(joint.reference, joint.weights);
+  // All results of a head, from their slots to the output.
+  __device__ __forceinline__ void join_slots(const Task& task) const {
+    const Closing& closing = closings_[task.closing];
+    const Slots slots(closing.contributors, block_warps_, params_.warps.number);
+    const int states_begin = closing.heads * kChannels + 2 * task.head;
+    const Joint joint = join<kBlocks <= 2 ? 16 : 8>(
+        slots.count,
+        [&](int i) {
+          return __ldcg(reinterpret_cast<const float2*>(slot(slots[i]) + states_begin));
+        },
+        [&](int i, float(&numbers)[2 * kBlocks]) {
+          const float* const from = slot(slots[i]) + task.head * kChannels + channel();
+#pragma unroll
+          for (int k = 0; k < 2 * kBlocks; k += 2) {
+            const float2 pair = __ldcg(reinterpret_cast<const float2*>(from + k));
+            numbers[k] = pair.x, numbers[k + 1] = pair.y;
+          }
+        });
+    write(joint, closing.first_head + task.head);
   }
 
-  // The joint results of `warps`, a head a warp, to the output.
-  __device__ void write(unsigned warps, const Closing* closings) const {
-    const int heads = min(kHeads, params_.heads);
-    for (int i = index_; i < __popc(warps) * heads; i += block_warps_) {
-      const int warp = nth(warps, i / heads);
-      const int head = i % heads;
-      if (head >= closings[warp].heads) continue;
-      const float factor = inverse_or_zero(joint_states(warp)[head].y);
-      float x[2 * kBlocks];  // channel 32 i + lane
+  // The lane's first channel.
+  __device__ int channel() const { return 2 * kBlocks * lane_.index; }
+
+  // One body for both callers: code that runs once has to be fetched first.
+  __device__ __noinline__ void write(Joint joint, std::int64_t output_head) const {
+    const float factor = inverse_or_zero(joint.weights);
 #pragma unroll
-      for (int k = 0; k < 2 * kBlocks; ++k) {
-        x[k] = rows(warp)[head * kStride + 32 * k + lane_.index] * factor;
-      }
-      if (params_.value_rotation > 1) rotate(x);
-      const std::int64_t row = (closings[warp].first_head + head) * params_.head_dim;
+    for (int k = 0; k < 2 * kBlocks; ++k) joint.row[k] *= factor;
+    if (params_.value_rotation > 1) rotate(joint.row);
+    const std::int64_t index = output_head * params_.head_dim + channel();
 #pragma unroll
-      for (int k = 0; k < 2 * kBlocks; ++k) {
-        if (32 * k + lane_.index >= params_.head_dim) break;
-        store_number(params_.output, params_.output_type, row + 32 * k + lane_.index, x[k]);
-      }
+    for (int k = 0; k < 2 * kBlocks; ++k) {
+      if (channel() + k >= params_.head_dim) break;
+      store_number(params_.output, params_.output_type, index + k, joint.row[k]);
     }
   }
 
@@ -369,26 +371,25 @@ class BlockResult {
     const int length = params_.value_rotation;
     const float factor = rsqrtf(static_cast<float>(length));
 #pragma unroll
-    for (int i = 0; i < 2 * kBlocks; ++i) {
-#pragma unroll
-      for (int distance = 1; distance < 32; distance *= 2) {
-        if (distance >= length) break;
-        const float other = __shfl_xor_sync(0xffffffffU, x[i], distance);
-        x[i] = (lane_.index & distance) ? other - x[i] : x[i] + other;
-      }
-      x[i] *= factor;
-    }
-#pragma unroll
     for (int distance = 1; distance < 2 * kBlocks; distance *= 2) {
-      if (32 * distance >= length) break;
 #pragma unroll
-      for (int i = 0; i < 2 * kBlocks; ++i) {
-        if (i & distance) continue;
-        const float sum = x[i] + x[i + distance];
-        x[i + distance] = x[i] - x[i + distance];
-        x[i] = sum;
+      for (int k = 0; k < 2 * kBlocks; ++k) {
+        if (k & distance) continue;
+        const float sum = x[k] + x[k + distance];
+        x[k + distance] = x[k] - x[k + distance];
+        x[k] = sum;
       }
     }
+#pragma unroll 1
+    for (int distance = 1; 2 * kBlocks * distance < length; distance *= 2) {
+#pragma unroll
+      for (int k = 0; k < 2 * kBlocks; ++k) {
+        const float other = __shfl_xor_sync(0xffffffffU, x[k], distance);
+        x[k] = (lane_.index & distance) ? other - x[k] : x[k] + other;
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < 2 * kBlocks; ++k) x[k] *= factor;
   }
 
   const DecodeParams& params_;
@@ -398,7 +399,6 @@ class BlockResult {
   int index_;  // of the warp in its block
   int block_warps_;
   int first_warp_;
-  int warps_;
   Lane lane_;
 };
 

@@ -129,10 +129,6 @@ __device__ __forceinline__ int common_exponent(const float (&numbers)[kColumns][
   return min(max(static_cast<int>(bits >> 23) - 126, -100), 100);
 }
 
-__device__ __forceinline__ float float_power_of_two(int exponent) {
-  return __uint_as_float(static_cast<unsigned>(127 + exponent) << 23);
-}
-
 // The operand is divided by a power of two (and, rotated, by the root of the transform's length), so
 // that no number exceeds 1: products with any fp16 scale stay in range.
 // heads: how many of 8 * kColumns there are. rotation: length of the Hadamard transform, 1 for none.
@@ -154,8 +150,8 @@ __device__ __forceinline__ void prepare_query(const DecodeParams& params,
     }
   }
   const int exponent = common_exponent(numbers);
-  const float scale = float_power_of_two(-exponent);
-  query.factor = params.score_scale * float_power_of_two(exponent);
+  const float scale = power_of_two(-exponent);
+  query.factor = params.score_scale * power_of_two(exponent);
   if (rotation > 1) query.factor *= sqrtf(static_cast<float>(rotation));
 #pragma unroll
   for (int c = 0; c < kColumns; ++c) {

@@ -1,7 +1,7 @@
 // Who reads what: the split of all units of work over all warps, computed by each warp for itself
 // from the sequences' lengths, so that lengths may change between launches of one graph.
 //
-//   item   = one kv head (and tile of 8 query heads) of one sequence
+//   item   = one kv head (and tile of query heads) of one sequence
 //   unit   = a page, or 16 exact rows; an item's exact units come first
 //   fixed  = an item's units but for a share of the pages of a long item, which the warps that
 //            have finished claim one by one: the drift of a static split costs 10 %
@@ -26,6 +26,18 @@
 
 namespace kvq::cuda {
 
+// dividend / divisor, rounded down; dividend >= 0, quotient below 2^22.
+__device__ __forceinline__ int divide(int dividend, Divisor divisor) {
+  int quotient = __float2int_rz(static_cast<float>(dividend) * divisor.inverse);
+  const int rest = dividend - quotient * divisor.number;
+  if (rest < 0) --quotient;
+  if (rest >= divisor.number) ++quotient;
+  return quotient;
+}
+__device__ __forceinline__ int divide(int dividend, int divisor) {
+  return divide(dividend, Divisor{divisor, __frcp_rn(static_cast<float>(divisor))});
+}
+
 struct SequenceUnits {
   int exact;
   int total;
@@ -38,106 +50,88 @@ struct Cut {
   int fixed_units;
   int quotient;  // of fixed_units and the number of warps
   int remainder;
-  int warps;  // that have a range
+  Divisor warps;  // that have a range
 };
-
-// Warps that get a range if all items are alike: a multiple of the items, or all of them.
-__device__ __forceinline__ int even_warps(int items, int warps, int warps_per_block) {
-  int each = warps / items;
-  if (each == 0) return warps;
-  const int beyond_blocks = each % warps_per_block;
-  if (each > warps_per_block && 16 * beyond_blocks <= each) each -= beyond_blocks;
-  return 16 * (warps - each * items) <= warps ? each * items : warps;
-}
 
 struct Unit {
   enum Kind : int { kNone, kExact, kPage } kind;
   int index;  // of 16 rows, or of the page in its sequence
 };
 
+// Units are asked for one after the other: request(), and where that starts a claim, receive() for
+// what came of it.
 class Work {
  public:
   // cut: in shared memory, of this warp.
-  __device__ Work(const DecodeParams& params, int warp, int warps, int warps_per_block, Lane lane,
-                  Cut* cut)
+  __device__ Work(const DecodeParams& params, int warp, Lane lane, Cut* cut)
       : params_(params),
         lane_(lane),
         cut_(cut),
         items_per_sequence_(params.kv_heads * params.head_tiles) {
-    int units = 0;
-    for (int first = 0; first < params.sequences; first += 32) {
-      units += first + lane.index < params.sequences ? units_of(length_of(first + lane.index)) : 0;
-    }
+    const SequenceLength first = length_of(lane.index);
+    int units = units_of(first);
+    for (int i = 32 + lane.index; i < params.sequences; i += 32) units += units_of(length_of(i));
     units = __reduce_add_sync(0xffffffffU, units) * items_per_sequence_;
-    if (lane.index == 0) cut_->long_item = 2 * (units / warps) + 2;
-    __syncwarp();
-    int fixed = 0;
-    int longest = 0;
-    for (int first = 0; first < params.sequences; first += 32) {
-      const int own = fixed_units_of(first + lane.index);
-      fixed += own;
-      longest = max(longest, own);
+    const int long_item = 2 * divide(units, params.warps) + 2;
+    int fixed = count(first, long_item).fixed;
+    int longest = fixed;
+    for (int i = 32 + lane.index; i < params.sequences; i += 32) {
+      const int other = count(length_of(i), long_item).fixed;
+      fixed += other;
+      longest = max(longest, other);
     }
     fixed = __reduce_add_sync(0xffffffffU, fixed);
     longest = __reduce_max_sync(0xffffffffU, longest);
     const bool alike = longest * params.sequences == fixed;
-    fixed *= items_per_sequence_;
-    const int used =
-        alike ? even_warps(params.sequences * items_per_sequence_, warps, warps_per_block) : warps;
-    if (lane.index == 0) {
-      cut_->fixed_units = fixed;
-      cut_->quotient = fixed / used;
-      cut_->remainder = fixed % used;
-      cut_->warps = used;
-    }
-    idle_ = warp >= used;
+    Cut mine{long_item, fixed * items_per_sequence_, 0, 0,
+             alike ? params.even_warps : params.warps};
+    mine.quotient = divide(mine.fixed_units, mine.warps);
+    mine.remainder = mine.fixed_units - mine.quotient * mine.warps.number;
+    if (lane.index == 0) *cut_ = mine;
+    idle_ = warp >= mine.warps.number;
     if (idle_) return;
+    position_ = begin_of(mine, warp);
+    end_ = begin_of(mine, warp + 1);
+    find_first_item(first, mine.long_item);
     __syncwarp();
-    position_ = begin_of(warp);
-    end_ = begin_of(warp + 1);
-    find_first_item();
   }
 
   // Has no range and takes part in no item; nothing else may be asked.
   __device__ bool idle() const { return idle_; }
 
-  // The first unit of the range, or the first claim where the range is empty.
-  __device__ Unit first() { return position_ < end_ ? unit_at(position_ - item_begin_) : claim(); }
-
-  // The next unit is in the range: no claim is needed.
-  __device__ bool next_is_fixed() const { return position_ + 1 < end_; }
-  __device__ bool next_begins_item() const { return position_ + 1 == item_begin_ + units_.fixed; }
-  // Moves on inside the item.
-  __device__ Unit advance() {
-    ++position_;
-    return unit_at(position_ - item_begin_);
+  // Asks for the item's next unit. True: it is `unit`, perhaps kNone. False: receive() knows,
+  // which had better be asked later.
+  __device__ bool request(Unit& unit, int& claim) {
+    unit = {Unit::kNone, 0};
+    if (position_ < min(end_, item_begin_ + units_.fixed)) {
+      const int index = position_++ - item_begin_;
+      const bool exact = index < units_.exact;
+      unit = {exact ? Unit::kExact : Unit::kPage, exact ? index : index - units_.exact};
+      return true;
+    }
+    if (another_item() || units_.fixed >= units_.total) return true;
+    if (lane_.index == 0) {
+      claim = static_cast<int>(atomicAdd(&params_.counters[item()].claims, 1U));
+    }
+    return false;
   }
-  // Moves on inside the range.
-  __device__ Unit advance_to_next_item() {
-    ++position_;
+  __device__ Unit receive(int claim) {
+    const int index = units_.fixed + __shfl_sync(0xffffffffU, claim, 0);
+    if (index < units_.total) return {Unit::kPage, index - units_.exact};
+    units_.total = units_.fixed;  // no more claims
+    return {Unit::kNone, 0};
+  }
+
+  // The item's part of the range is done, and the range goes on.
+  __device__ bool another_item() const { return position_ < end_; }
+  __device__ void start_next_item() {
     item_begin_ = position_;
     if (++head_ == items_per_sequence_) {
       head_ = 0;
       ++sequence_;
-      take_sequence();
     }
-    return unit_at(0);
+    units_ = count(length_of(sequence_), cut_->long_item);
   }
-
-  // Asks for a page beyond the fixed ones; to be turned into a unit once the number is needed.
-  __device__ int start_claim() {
-    int number = 1 << 30;
-    if (units_.fixed < units_.total && lane_.index == 0) {
-      number = static_cast<int>(atomicAdd(&params_.counters[item()].claims, 1U));
-    }
-    return number;
-  }
-  __device__ Unit finish_claim(int number) const {
-    number = __shfl_sync(0xffffffffU, number, 0);
-    if (number >= units_.total - units_.fixed) return {Unit::kNone, 0};
-    return {Unit::kPage, units_.fixed + number - units_.exact};
-  }
-  __device__ Unit claim() { return finish_claim(start_claim()); }
 
   __device__ int sequence() const { return sequence_; }
   // kv head * head_tiles + head tile
@@ -158,63 +152,65 @@ class Work {
     }
   };
   __device__ Contributors contributors() const {
+    const Cut cut = *cut_;
     Contributors result;
     const int item_end = item_begin_ + units_.fixed;
-    result.first = first_ending_behind(item_begin_);
-    result.last = item_end == cut_->fixed_units ? cut_->warps - 1 : first_ending_behind(item_end) - 1;
-    result.passing = result.last + 1 < cut_->warps && begin_of(result.last + 1) < item_end;
+    const int warps = cut.warps.number;
+    result.first = first_ending_behind(cut, item_begin_);
+    result.last = item_end == cut.fixed_units ? warps - 1 : first_ending_behind(cut, item_end) - 1;
+    result.passing = result.last + 1 < warps && begin_of(cut, result.last + 1) < item_end;
     return result;
   }
 
  private:
   __device__ SequenceLength length_of(int sequence) const {
-    return params_.lengths[sequence];
+    return sequence < params_.sequences ? params_.lengths[sequence] : SequenceLength{-1, 0, 0};
   }
-  __device__ static int exact_units(SequenceLength length) {
-    return (length.sinks + length.tail + kExactUnitRows - 1) / kExactUnitRows;
-  }
-  // An empty sequence has one exact unit without rows.
+  // An empty sequence has one exact unit without rows; one that does not exist has none.
   __device__ static int units_of(SequenceLength length) {
-    return max(exact_units(length) + length.pages, 1);
+    if (length.pages < 0) return 0;
+    const int exact = (length.sinks + length.tail + kExactUnitRows - 1) / kExactUnitRows;
+    return max(exact + length.pages, 1);
   }
-  __device__ SequenceUnits count(SequenceLength length) const {
+  // Of one item of the sequence.
+  __device__ SequenceUnits count(SequenceLength length, int long_item) const {
     SequenceUnits units;
     units.total = units_of(length);
     units.exact = units.total - length.pages;
     units.fixed = units.total;
-    if (units.total >= cut_->long_item) {
+    if (units.total >= long_item) {
       units.fixed -= static_cast<int>(static_cast<unsigned>(length.pages) * params_.claimed_share >>
                                       10U);
     }
     return units;
   }
-  // Of one item of the sequence; 0 for a sequence that does not exist.
-  __device__ int fixed_units_of(int sequence) const {
-    return sequence < params_.sequences ? count(length_of(sequence)).fixed : 0;
-  }
 
   // First fixed unit of a warp's range.
-  __device__ int begin_of(int warp) const {
-    return warp * cut_->quotient + static_cast<int>(static_cast<unsigned>(warp * cut_->remainder) /
-                                               static_cast<unsigned>(cut_->warps));
+  __device__ static int begin_of(const Cut& cut, int warp) {
+    return warp * cut.quotient + divide(warp * cut.remainder, cut.warps);
   }
   // A warp's last unit, or the place of its empty range.
-  __device__ int last_position(int warp) const { return max(begin_of(warp), begin_of(warp + 1) - 1); }
+  __device__ static int last_position(const Cut& cut, int warp) {
+    return max(begin_of(cut, warp), begin_of(cut, warp + 1) - 1);
+  }
   // The first warp whose last position is not before `position`.
-  __device__ int first_ending_behind(int position) const {
-    int warp = static_cast<int>(__fdividef(static_cast<float>(position), cut_->fixed_units) *
-                               static_cast<float>(cut_->warps));
-    warp = min(warp, cut_->warps - 1);
-    while (warp > 0 && last_position(warp - 1) >= position) --warp;
-    while (last_position(warp) < position) ++warp;
+  __device__ static int first_ending_behind(const Cut& cut, int position) {
+    int warp = static_cast<int>(
+        __fdividef(static_cast<float>(position), static_cast<float>(cut.fixed_units)) *
+        static_cast<float>(cut.warps.number));
+    warp = min(warp, cut.warps.number - 1);
+    while (warp > 0 && last_position(cut, warp - 1) >= position) --warp;
+    while (last_position(cut, warp) < position) ++warp;
     return warp;
   }
 
-  __device__ void find_first_item() {
+  // own: length of the sequence of the lane's number.
+  __device__ __forceinline__ void find_first_item(SequenceLength own, int long_item) {
     int before = 0;  // fixed units of the sequences before the 32 at hand, one item each
     for (int first = 0;; first += 32) {
-      const int own = fixed_units_of(first + lane_.index);
-      int through = own;
+      if (first > 0) own = length_of(first + lane_.index);
+      const int fixed = count(own, long_item).fixed;
+      int through = fixed;
 #pragma unroll
       for (int distance = 1; distance < 32; distance *= 2) {
         const int other = __shfl_up_sync(0xffffffffU, through, distance);
@@ -222,23 +218,22 @@ class Work {
       }
       const unsigned beyond =
           __ballot_sync(0xffffffffU, (before + through) * items_per_sequence_ > position_);
-      if (beyond != 0 || first + 32 >= params_.sequences) {
-        const int found = __ffs(static_cast<int>(beyond)) - 1;
-        sequence_ = first + found;
-        const int begin =
-            (before + __shfl_sync(0xffffffffU, through - own, found)) * items_per_sequence_;
-        take_sequence();
-        head_ = (position_ - begin) / units_.fixed;
-        item_begin_ = begin + head_ * units_.fixed;
-        return;
+      if (beyond == 0 && first + 32 < params_.sequences) {
+        before += __shfl_sync(0xffffffffU, through, 31);
+        continue;
       }
-      before += __shfl_sync(0xffffffffU, through, 31);
+      const int found = __ffs(static_cast<int>(beyond)) - 1;
+      sequence_ = first + found;
+      const int begin =
+          (before + __shfl_sync(0xffffffffU, through - fixed, found)) * items_per_sequence_;
+      const SequenceLength length = {__shfl_sync(0xffffffffU, own.pages, found),
+                                     __shfl_sync(0xffffffffU, own.sinks, found),
+                                     __shfl_sync(0xffffffffU, own.tail, found)};
+      units_ = count(length, long_item);
+      head_ = divide(position_ - begin, units_.fixed);
+      item_begin_ = begin + head_ * units_.fixed;
+      return;
     }
-  }
-  __device__ void take_sequence() { units_ = count(length_of(sequence_)); }
-  __device__ Unit unit_at(int index) const {
-    if (index < units_.exact) return {Unit::kExact, index};
-    return {Unit::kPage, index - units_.exact};
   }
 
   const DecodeParams& params_;
@@ -246,7 +241,7 @@ class Work {
   Cut* cut_;
   bool idle_;
   int items_per_sequence_;
-  int position_;
+  int position_;  // of the next unit to ask for
   int end_;
   int sequence_;
   int head_;
