@@ -75,6 +75,7 @@ Status measure(const Case& test) {
   const int launches =
       static_cast<int>(std::min<std::size_t>(kMostLaunches, kRotatedBytes / bytes + 2));
   std::vector<std::unique_ptr<Input>> inputs;
+  inputs.reserve(launches);
   for (int i = 0; i < launches; ++i) {
     inputs.push_back(std::make_unique<Input>(test, format, numbers));
   }

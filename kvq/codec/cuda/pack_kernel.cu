@@ -1,13 +1,16 @@
 // The packing kernel: a block takes the keys or the values of one page of one kv head at a time.
 //
+//                                                   instructions a number: k4v2, 128 channels
 //   rows, fp16          64 tokens x head_dim, read once
-//     | rotate          registers and shuffles                        about 15 operations a number
-//   values, binary32    shared memory [64][token_stride]
-//     | fit             four lanes a line, codec/fit.h to the last bit     80 (mse), 20 (minmax)
-//     | codes                                                               8
+//     | rotate          in registers and by shuffles                       24
+//   values, binary32    shared memory, [64][token_stride]
+//     | fit             four lanes a line, as codec/fit.h says             114 (minmax: 15)
+//     | codes           bytes of words                                     15
 //   words, parameters   shared memory
-//     | planes          whole words of the page                             4
+//     | planes          whole words of the page                             5
 //   page                written once, all of it
+//
+// What binds is the rate of instructions: 0.8 of a scheduler's slots, memory waits at 6 %.
 //
 // Compiled without fused multiply-add: every operation is rounded as the CPU's is.
 #include "kvq/codec/cuda/device/sections.cuh"
@@ -25,8 +28,9 @@ __device__ __forceinline__ void pack_tensor(const PackParams& params, const Pack
   parts.scales = reinterpret_cast<std::uint16_t*>(shared + params.parameters);
   parts.centers = parts.scales + tensor.parameter_bytes / 2;
   clear_words(parts.scales, 2 * tensor.parameter_bytes);
-  const int word_bytes = 4 * kQuadWords * tensor.quads * tensor.blocks;
-  if (params.head_dim % kPageTokens != 0) clear_words(parts.words, word_bytes);
+  if (params.head_dim % kPageTokens != 0) {  // V lacks channels
+    clear_words(parts.words, 4 * tensor.quads * quad_words(tensor.blocks));
+  }
   load_rows(params, tensor, rows, values);
   __syncthreads();
   fit_tensor(tensor, values, parts);
@@ -35,14 +39,13 @@ __device__ __forceinline__ void pack_tensor(const PackParams& params, const Pack
   __syncthreads();
 }
 
-__global__ void __launch_bounds__(kPackThreads, 4)
+__global__ void __launch_bounds__(kMaxPackThreads, 2)
     pack_pages(const __grid_constant__ PackParams params) {
   extern __shared__ float4 shared[];
   const int jobs =
       params.job_count == nullptr ? params.max_jobs : min(*params.job_count, params.max_jobs);
   const int items = 2 * params.kv_heads * jobs;
-  for (int item = static_cast<int>(blockIdx.x); item < items;
-       item += static_cast<int>(gridDim.x)) {
+  for (int item = static_cast<int>(blockIdx.x); item < items; item += static_cast<int>(gridDim.x)) {
     const PackJob job = params.jobs[item / (2 * params.kv_heads)];
     if (job.page == nullptr) continue;
     const int head = item / 2 % params.kv_heads;

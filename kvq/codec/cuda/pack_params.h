@@ -8,12 +8,15 @@
 
 namespace kvq::cuda {
 
-inline constexpr int kPackWarps = 8;
-inline constexpr int kPackThreads = 32 * kPackWarps;
+// Threads of a block: the fewer where a multiprocessor has room for four such blocks, the more
+// where it has not or has only one to run.
+inline constexpr int kPackThreads = 256;
+inline constexpr int kMaxPackThreads = 512;
 inline constexpr int kMaxCandidates = 8;
-// Words from one depth quad to the next in shared memory: 64 rows, and 4 so that stores of
+
+// Words from one depth quad to the next in shared memory: 64 rows a block, and 4 so that stores of
 // neighbouring depths meet different banks.
-inline constexpr int kQuadWords = 68;
+constexpr int quad_words(int blocks) { return kPageTokens * blocks + 4; }
 
 // 64 tokens of every kv head. In device memory.
 struct PackJob {
@@ -51,7 +54,8 @@ struct PackTensor {
   int members;
   int lines;
   int group_members;
-  int group_lines;
+  int group_lines;  // 2^log2_group_lines
+  int log2_group_lines;
 
   float last_code;
   float middle_code;

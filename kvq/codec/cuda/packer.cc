@@ -1,6 +1,7 @@
 #include "kvq/codec/cuda/packer.h"
 
 #include <algorithm>
+#include <bit>
 
 #include "kvq/codec/cuda/kernel.h"
 #include "kvq/codec/fit_candidates.inl"
@@ -9,6 +10,17 @@ namespace kvq::cuda {
 namespace {
 
 constexpr float kRounder = 12582912.0F;  // 1.5 * 2^23
+
+constexpr bool few_candidates() {
+  for (const int levels : {2, 3, 4, 8, 16, 32, 64, 256}) {
+    for (const Candidates c : {affine_candidates(levels), symmetric_candidates(levels)}) {
+      if (c.end - c.begin > kMaxCandidates) return false;
+    }
+  }
+  return true;
+}
+static_assert(few_candidates());
+static_assert(sizeof(PackParams) <= 4096, "the most that a kernel takes");
 
 Status check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return {};
@@ -69,6 +81,7 @@ void set_lines(PackTensor& tensor, const TensorFormat& format) {
   tensor.lines = token_axis ? kPageTokens : format.head_dim;
   tensor.group_members = tensor.members_are_depths ? format.group_depth : format.group_rows;
   tensor.group_lines = tensor.members_are_depths ? format.group_rows : format.group_depth;
+  tensor.log2_group_lines = std::countr_zero(static_cast<unsigned>(tensor.group_lines));
 }
 
 void set_parameters(PackTensor& tensor, const TensorFormat& format) {
@@ -122,35 +135,43 @@ Result<Packer> Packer::create(const PageFormat& format, int kv_heads) {
   for (const PackTensor& tensor : params.tensors) {
     params.words = std::max(params.words, 4 * kPageTokens * tensor.token_stride);
     if (tensor.bits == Bits::k16) continue;
-    words = std::max(words, 4 * kQuadWords * tensor.quads * tensor.blocks);
+    words = std::max(words, 4 * tensor.quads * quad_words(tensor.blocks));
     parameters = std::max(parameters, 2 * tensor.parameter_bytes);
   }
   params.parameters = params.words + words;
   packer.shared_bytes_ = params.parameters + parameters;
 
+  KVQ_RETURN_IF_ERROR(packer.choose_launch());
+  return packer;
+}
+
+Status Packer::choose_launch() {
   int device = 0;
-  int multiprocessors = 0;
   int limit = 0;
-  int blocks = 0;
   KVQ_RETURN_IF_ERROR(check(cudaGetDevice(&device), "no device"));
   KVQ_RETURN_IF_ERROR(check(
-      cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), "device"));
+      cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, device), "device"));
   KVQ_RETURN_IF_ERROR(check(
       cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "device"));
   // For every Packer, whatever its formats need.
   KVQ_RETURN_IF_ERROR(
       check(cudaFuncSetAttribute(pack_kernel(), cudaFuncAttributeMaxDynamicSharedMemorySize, limit),
             "shared memory of the packing kernel"));
-  KVQ_RETURN_IF_ERROR(check(
-      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, pack_kernel(), kPackThreads,
-                                                    static_cast<std::size_t>(packer.shared_bytes_)),
-      "occupancy of the packing kernel"));
-  if (blocks < 1) {
-    return fail("packing: expected {} bytes of shared memory for a block, found {}",
-                packer.shared_bytes_, limit);
+  for (const int threads : {kMaxPackThreads, kPackThreads}) {
+    int blocks = 0;
+    KVQ_RETURN_IF_ERROR(
+        check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+                  &blocks, pack_kernel(), threads, static_cast<std::size_t>(shared_bytes_)),
+              "occupancy of the packing kernel"));
+    if (blocks < 1) {
+      return fail("packing: expected {} bytes of shared memory for a block, found {}",
+                  shared_bytes_, limit);
+    }
+    if (blocks * multiprocessors_ * threads < blocks_ * threads_) continue;
+    threads_ = threads;
+    blocks_ = blocks * multiprocessors_;
   }
-  packer.blocks_ = multiprocessors * blocks;
-  return packer;
+  return {};
 }
 
 Status Packer::run(const PackBatch& batch, cudaStream_t stream) const {
@@ -178,9 +199,10 @@ Status Packer::run(const PackBatch& batch, cudaStream_t stream) const {
   params.page_head_stride = or_else(batch.page_head_stride, page_bytes_);
   const std::int64_t items = std::int64_t{2} * params.kv_heads * params.max_jobs;
   const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(items, blocks_));
+  const int threads = items <= multiprocessors_ ? kMaxPackThreads : threads_;
   void* arguments[] = {&params};
-  return check(cudaLaunchKernel(pack_kernel(), dim3(blocks), dim3(kPackThreads), arguments,
-                                static_cast<std::size_t>(shared_bytes_), stream),
+  return check(cudaLaunchKernel(pack_kernel(), dim3(blocks), dim3(static_cast<unsigned>(threads)),
+                                arguments, static_cast<std::size_t>(shared_bytes_), stream),
                "packing");
 }
 

@@ -8,7 +8,8 @@ namespace kvq::cuda {
 
 // In shared memory.
 struct PackedParts {
-  std::uint32_t* words;   // [blocks][quads][kQuadWords]: byte i of a word = the code of depth 4T + i
+  std::uint32_t* words;  // [quads][quad_words()]: [blocks][64 rows], byte i of a word = the code of
+                         // depth 4T + i
   std::uint16_t* scales;  // sections, as in the page
   std::uint16_t* centers;
 };
@@ -19,27 +20,20 @@ __device__ __forceinline__ void write_codes(const PackTensor& tensor, const Grou
                                             std::uint32_t* words) {
   const CodeUnits units = tensor.units;
   const float inverse_scale = inverse(fitted.scale) * units.unit;
-  const int last = static_cast<int>(tensor.last_code);
-  auto* bytes = reinterpret_cast<unsigned char*>(words);
+  const int last = __float_as_int(units.top);
   const int depth = tensor.members_are_depths ? member : line;
   const int row = tensor.members_are_depths ? line : member;
-  const int block_bytes = 4 * kQuadWords * tensor.quads;
-  // Four members on: the next quad or four rows, which may lie in the next block.
-  const int step = tensor.members_are_depths ? 4 * kQuadWords : 16;
-  const int block_step = tensor.members_are_depths ? 0 : block_bytes - 4 * kPageTokens;
-  int at = row / kPageTokens * block_bytes + depth / 4 * 4 * kQuadWords + row % kPageTokens * 4 +
-           depth % 4;
-  int rows_left = kPageTokens - row % kPageTokens;
+  const int quad_bytes = 4 * quad_words(tensor.blocks);
+  // Four members on: the next quad, or four rows.
+  const int step = tensor.members_are_depths ? quad_bytes : 16;
+  auto* byte =
+      reinterpret_cast<unsigned char*>(words) + (depth >> 2) * quad_bytes + row * 4 + (depth & 3);
   for_each_member(group, [&](float value) {
     const float position =
         __saturatef((value - fitted.center) * inverse_scale + units.middle) + units.rounder;
-    bytes[at] = static_cast<unsigned char>(min(__float_as_int(position) & 0x1ff, last));
-    at += step;
-    rows_left -= 4;
-    if (rows_left <= 0) {
-      at += block_step;
-      rows_left = kPageTokens;
-    }
+    // The code is in the low bits, which sort like the numbers.
+    *byte = static_cast<unsigned char>(min(__float_as_int(position), last));
+    byte += step;
   });
 }
 
@@ -53,14 +47,13 @@ __device__ __forceinline__ void fit_tensor(const PackTensor& tensor, const float
                                            const PackedParts& parts) {
   const int lane = static_cast<int>(threadIdx.x % 32);
   const int p = lane % kTeam;
-  const int warp_lines = tensor.lines / kWarpLines;
-  const int member_groups = (tensor.members + tensor.group_members - 1) / tensor.group_members;
-  for (int task = static_cast<int>(threadIdx.x / 32); task < warp_lines * member_groups;
-       task += kPackWarps) {
-    const int member_group = task / warp_lines;
-    const int line = task % warp_lines * kWarpLines + lane / kTeam;
+  int member = 0;
+  for (int warp_line = static_cast<int>(threadIdx.x / 32) * kWarpLines;;
+       warp_line += static_cast<int>(blockDim.x / 32) * kWarpLines) {
+    for (; warp_line >= tensor.lines; warp_line -= tensor.lines) member += tensor.group_members;
+    if (member >= tensor.members) break;
+    const int line = warp_line + lane / kTeam;
     const int first_line = line & -tensor.group_lines;
-    const int member = member_group * tensor.group_members;
     const int members = min(tensor.group_members, tensor.members - member);
     Group group;
     group.first = values + first_line * tensor.line_stride + member * tensor.member_stride;
@@ -73,7 +66,8 @@ __device__ __forceinline__ void fit_tensor(const PackTensor& tensor, const float
     group.members = static_cast<float>(members * tensor.group_lines);
     Fitted fitted = fit_group(tensor, group, p);
     if (p == 0 && line == first_line) {
-      const int line_group = line / tensor.group_lines;
+      const int line_group = line >> tensor.log2_group_lines;
+      const int member_group = member / tensor.group_members;
       const int row = tensor.members_are_depths ? line_group : member_group;
       const int depth = tensor.members_are_depths ? member_group : line_group;
       const int index = tensor.row_offset[row] + tensor.depth_offset[depth];

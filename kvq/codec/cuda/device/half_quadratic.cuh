@@ -44,8 +44,7 @@ struct HalfQuadratic {
   }
 };
 
-__device__ __forceinline__ Fitted fit_half_quadratic(const PackTensor& tensor,
-                                                     const Group& group) {
+__device__ __forceinline__ Fitted fit_half_quadratic(const PackTensor& tensor, const Group& group) {
   const Range range = find_range(group);
   const float scale = round_to_half((range.high - range.low) / tensor.last_code);
   const float middle = (range.high + range.low) * 0.5F;

@@ -68,15 +68,15 @@ __device__ __forceinline__ Best symmetric_fit(const CodeUnits& units, float prod
 
 __device__ __forceinline__ Fitted fit_symmetric(const PackTensor& tensor, const Group& group,
                                                 int p) {
-  Range range = empty_range();
   float sum = 0.0F;
+  float seen = 0.0F;
   for_each_member(group, [&](float value) {
-    range = {fminf(range.low, value), fmaxf(range.high, value)};
     sum += fabsf(value);
+    seen = fmaxf(seen, fabsf(value));
   });
-  range = join(range, group);
-  const float widest =
-      (-range.low < range.high ? range.high : -range.low) / tensor.middle_code;
+  const float extreme = greatest(seen, group);
+  // Of zeros alone, the greatest is the least one's negative (find_range).
+  const float widest = (extreme > 0.0F ? extreme : -*group.last) / tensor.middle_code;
   if (!tensor.mean_square) return {round_to_half(widest), 0.0F};
 
   const CodeUnits units = tensor.units;
@@ -113,8 +113,7 @@ struct AffineSums {
                                       const float (&shift)[kTrials]) {
 #pragma unroll
     for (int i = 0; i < kTrials; ++i) {
-      const float code =
-          units.last - mirrored_code(units, difference * inverse_scale[i], shift[i]);
+      const float code = units.last - mirrored_code(units, difference * inverse_scale[i], shift[i]);
       product[i] += difference * code;
       square[i] = __fmaf_rn(code, code, square[i]);  // exact, and so is the sum
       codes[i] += code;
@@ -145,14 +144,6 @@ __device__ __forceinline__ Best affine_fit(const CodeUnits& units, const Spread&
   return {covariance * scale, scale, center, candidate};
 }
 
-__device__ __forceinline__ Range find_range(const Group& group) {
-  Range range = empty_range();
-  for_each_member(group, [&](float value) {
-    range = {fminf(range.low, value), fmaxf(range.high, value)};
-  });
-  return join(range, group);
-}
-
 __device__ __forceinline__ Fitted fit_affine(const PackTensor& tensor, const Group& group, int p) {
   const Range range = find_range(group);
   const float base = (range.high - range.low) / tensor.last_code;
@@ -171,9 +162,8 @@ __device__ __forceinline__ Fitted fit_affine(const PackTensor& tensor, const Gro
     float shift[kTeam];
     share((tensor.middle_code - tensor.offset[own]) * units.unit, shift);
     AffineSums<kTeam> sums;
-    for_each_member(group, [&](float value) {
-      sums.add(units, value - middle, inverse_scale, shift);
-    });
+    for_each_member(group,
+                    [&](float value) { sums.add(units, value - middle, inverse_scale, shift); });
     const float product = total_of_own(sums.product, p, group);
     const float square = total_of_own(sums.square, p, group);
     const float codes = total_of_own(sums.codes, p, group);
@@ -188,9 +178,8 @@ __device__ __forceinline__ Fitted fit_affine(const PackTensor& tensor, const Gro
   const float shift[1] = {(tensor.middle_code - (best.center - middle) * inverse_best) *
                           units.unit};
   AffineSums<1> sums;
-  for_each_member(group, [&](float value) {
-    sums.add(units, value - middle, inverse_scale, shift);
-  });
+  for_each_member(group,
+                  [&](float value) { sums.add(units, value - middle, inverse_scale, shift); });
   best.take(affine_fit(units, spread, total(sums.product[0], group), total(sums.square[0], group),
                        total(sums.codes[0], group), 0));
   return {round_to_half(best.scale), round_to_half(best.center)};

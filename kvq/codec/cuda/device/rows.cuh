@@ -54,10 +54,11 @@ __device__ __forceinline__ void rotate(float (&x)[kLaneNumbers], int length, flo
 __device__ __forceinline__ void load_rows(const PackParams& params, const PackTensor& tensor,
                                           const std::uint16_t* rows, float* values) {
   const int thread = static_cast<int>(threadIdx.x);
-  const float tokens_a_chunk = static_cast<float>(kLaneNumbers) / static_cast<float>(params.head_dim);
+  const float tokens_a_chunk =
+      static_cast<float>(kLaneNumbers) / static_cast<float>(params.head_dim);
   // A multiple of 32: all lanes of a warp leave the loop together.
   const int chunks = kPageTokens * params.head_dim / kLaneNumbers;
-  for (int chunk = thread; chunk < chunks; chunk += kPackThreads) {
+  for (int chunk = thread; chunk < chunks; chunk += static_cast<int>(blockDim.x)) {
     const int token = static_cast<int>((static_cast<float>(chunk) + 0.5F) * tokens_a_chunk);
     const int channel = kLaneNumbers * chunk - token * params.head_dim;
     float x[kLaneNumbers];

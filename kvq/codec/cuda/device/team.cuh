@@ -44,11 +44,11 @@ __device__ __forceinline__ float other(float value, int distance) {
   return __shfl_xor_sync(kAllLanes, value, distance);
 }
 
-// Of lines of a team that each know their own.
+// sum: of the lane's own line.
 __device__ __forceinline__ float total_of_lines(float sum, int lines) {
-  if (lines >= 2) sum += other(sum, kTeam);
-  if (lines == 4) sum += other(sum, 2 * kTeam);
-  return sum;
+  if (lines == 1) return sum;
+  sum += other(sum, kTeam);
+  return lines == 2 ? sum : sum + other(sum, 2 * kTeam);
 }
 
 __device__ __forceinline__ float total(float partial, const Group& group) {
@@ -67,29 +67,33 @@ __device__ __forceinline__ float total_of_own(const float (&partial)[kTeam], int
   return total_of_lines((is_odd ? odd : even) + other(is_odd ? even : odd, 1), group.lines);
 }
 
+// The greatest of what the lanes of a group have seen.
+__device__ __forceinline__ float greatest(float seen, const Group& group) {
+  seen = fmaxf(seen, other(seen, 1));
+  seen = fmaxf(seen, other(seen, 2));
+  if (group.lines == 1) return seen;
+  seen = fmaxf(seen, other(seen, kTeam));
+  return group.lines == 2 ? seen : fmaxf(seen, other(seen, 2 * kTeam));
+}
+
 struct Range {
   float low;
   float high;
 };
 
-// Joins what the lanes of a group have seen. Where all members are zeros, the signs are those of
-// the comparisons `low < x ? low : x` and `high < x ? x : high` in order: of the last and of the
-// first member.
-__device__ __forceinline__ Range join(Range range, const Group& group) {
-  const auto take = [&](int distance) {
-    range.low = fminf(range.low, other(range.low, distance));
-    range.high = fmaxf(range.high, other(range.high, distance));
-  };
-  take(1);
-  take(2);
-  if (group.lines >= 2) take(kTeam);
-  if (group.lines == 4) take(2 * kTeam);
-  if (range.low == 0.0F && range.high == 0.0F) range = {*group.last, *group.first};
+// Where all members are zeros, their signs decide those of the results: by the comparisons
+// `low < x ? low : x` and `high < x ? x : high`, member after member, the last one is the least and
+// the first one the greatest.
+__device__ __forceinline__ Range find_range(const Group& group) {
+  float minus_low = -*group.values;
+  float high = *group.values;
+  for_each_member(group, [&](float value) {
+    minus_low = fmaxf(minus_low, -value);
+    high = fmaxf(high, value);
+  });
+  const Range range{-greatest(minus_low, group), greatest(high, group)};
+  if (range.low == 0.0F && range.high == 0.0F) return {*group.last, *group.first};
   return range;
-}
-
-__device__ __forceinline__ Range empty_range() {
-  return {__int_as_float(0x7f800000), __int_as_float(static_cast<int>(0xff800000U))};
 }
 
 __device__ __forceinline__ float inverse(float scale) {
