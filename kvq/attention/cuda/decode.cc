@@ -82,9 +82,9 @@ Result<Decode> Decode::create(const AttentionShape& shape, const PageFormat& for
   KVQ_RETURN_IF_ERROR(
       check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "device"));
   decode.overlaps_launches_ = major >= 9;
-  const int bytes = kSharedHeader + decode.warps_ * params.region_bytes;
+  // The most there is: formats that share the kernel need different amounts.
   KVQ_RETURN_IF_ERROR(check(
-      cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+      cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
       "shared memory"));
   return decode;
 }
