@@ -7,10 +7,10 @@ TEST_JOBS ?= $(shell nproc)
 PREFIX ?= /usr/local
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test bench lint format asan tsan install packages lint-packages clean
+.PHONY: help demo build test bench lint lint-deep format asan tsan install packages lint-packages clean
 
 help: ## this text
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 packages:
 	@tools/install_packages.sh build
@@ -40,6 +40,10 @@ bench: build/build.ninja ## speed of attention, packing and the included model o
 lint: lint-packages ## format, static analysis, include order, shell scripts
 	cmake --preset release
 	@tools/lint.sh
+
+lint-deep: lint-packages ## lint with clang's analyzer, in three times the time
+	cmake --preset release
+	@tools/lint.sh deep
 
 format: lint-packages ## rewrite all sources with clang-format
 	git ls-files '*.h' '*.inl' '*.cc' '*.cpp' | xargs clang-format -i
