@@ -23,4 +23,14 @@ DecodeKernel symmetric_decode_kernel(int head_blocks, int head_tiles);
 // Everything.
 DecodeKernel any_decode_kernel(int head_blocks, int head_tiles);
 
+struct PrefillKernel {
+  const void* function;
+  int threads;      // of a block
+  int tile_rows;    // query rows of a block
+  int slot_bytes;   // shared memory of the keys or the values of 64 positions
+  int query_bytes;  // shared memory of the query rows
+};
+
+PrefillKernel prefill_kernel_of(int head_blocks);
+
 }  // namespace kvq::cuda

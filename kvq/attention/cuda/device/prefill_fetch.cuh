@@ -1,0 +1,128 @@
+// Brings the keys, or the values, of units from memory to raw buffers in shared memory, by the
+// threads of one warpgroup, and exact rows from there to tiles.
+//
+// A raw buffer holds the K or V part of a page as it is, or 64 exact rows as blocks of [64
+// tokens][64 channels] in the order of prefill_product.cuh. For keys that is the tile; values are
+// transposed on their way.
+#pragma once
+
+#include "kvq/attention/cuda/device/prefill_barrier.cuh"
+#include "kvq/attention/cuda/device/prefill_product.cuh"
+#include "kvq/attention/cuda/device/prefill_tile.cuh"
+
+namespace kvq::cuda {
+
+inline constexpr int kFetchThreads = 32 * kUnpackWarps;
+
+__device__ __forceinline__ void copy_16_async(std::uint32_t target, const void* source) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target), "l"(source) : "memory");
+}
+__device__ __forceinline__ void wait_copies() {
+  asm volatile("cp.async.commit_group;\ncp.async.wait_group 0;" ::: "memory");
+}
+__device__ __forceinline__ void store_shared_16(std::uint32_t address, uint4 x) {
+  asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(x.x), "r"(x.y), "r"(x.z),
+               "r"(x.w)
+               : "memory");
+}
+__device__ __forceinline__ void store_shared_4(std::uint32_t address, std::uint32_t x) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(x) : "memory");
+}
+
+#if __CUDA_ARCH__ >= 900
+
+inline constexpr bool kPageCopyByAll = false;
+
+// Part of a page: one bulk copy that completes on the raw buffer's barrier.
+__device__ __forceinline__ void start_page(const std::byte* part, int bytes, int thread,
+                                           std::uint32_t raw, Barrier barrier) {
+  if (thread != 0) return;
+  // The buffer was read, or written, by ordinary instructions before.
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  barrier.expect(bytes);
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(raw),
+      "l"(part), "r"(bytes), "r"(barrier.address)
+      : "memory");
+}
+__device__ __forceinline__ void wait_page(Barrier barrier, std::uint32_t parity) {
+  barrier.wait(parity);
+}
+
+#else
+
+inline constexpr bool kPageCopyByAll = true;
+
+__device__ __forceinline__ void start_page(const std::byte* part, int bytes, int thread,
+                                           std::uint32_t raw, Barrier) {
+  for (int offset = 16 * thread; offset < bytes; offset += 16 * kFetchThreads) {
+    copy_16_async(raw + offset, part + offset);
+  }
+}
+// The threads have to meet behind it.
+__device__ __forceinline__ void wait_page(Barrier, std::uint32_t) { wait_copies(); }
+
+#endif
+
+// Exact rows first .. first + 63, copies of the last one from the end on.
+template <int kBlocks, bool kKey>
+__device__ __forceinline__ void fetch_exact(const PrefillParams& params, const PrefillTile& tile,
+                                            int first, int thread, std::uint32_t raw) {
+  const int piece = thread % 8;
+#pragma unroll 1
+  for (int row = thread / 8; row < kPageTokens; row += kFetchThreads / 8) {
+    const int index = min(first + row, tile.exact_rows - 1);
+    const bool is_sink = index < tile.sinks;
+    const RowBlock& rows = is_sink ? params.sinks : params.tail;
+    const int number = is_sink ? index : tile.exact_first - tile.tail_first + index - tile.sinks;
+    const std::uint16_t* const source =
+        (kKey ? rows.key : rows.value) + tile.sequence * rows.sequence_stride +
+        tile.kv_head * rows.head_stride + static_cast<std::int64_t>(number) * params.head_dim;
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      const int channel = 64 * block + 8 * piece;
+      const std::uint32_t target = raw + block * kTileBlockBytes + piece_offset(row, piece);
+      if (channel < params.head_dim) {
+        copy_16_async(target, source + channel);
+      } else {
+        store_shared_16(target, uint4{});
+      }
+    }
+  }
+}
+
+template <int kBlocks>
+__device__ __forceinline__ void copy_exact_keys(std::uint32_t raw, int thread, std::uint32_t tile) {
+#pragma unroll
+  for (int i = 0; i < kBlocks * kTileBlockBytes / (16 * kFetchThreads); ++i) {
+    const int offset = 16 * (thread + i * kFetchThreads);
+    store_shared_16(tile + offset, load_shared_16(raw + offset));
+  }
+}
+
+template <int kBlocks>
+__device__ __forceinline__ void transpose_exact_values(std::uint32_t raw, int warp, Lane lane,
+                                                       std::uint32_t tile) {
+#pragma unroll 1
+  for (int i = warp; i < 16 * kBlocks; i += kUnpackWarps) {
+    const int block = i / 16 * kTileBlockBytes;
+    const int channels = i % 8;  // eight, as are `tokens`
+    const int tokens = i / 2 & 4;
+    // Lanes 8m .. 8m+7 address the tokens of matrix m.
+    const std::uint32_t source =
+        raw + block + 1024 * (tokens + lane.index / 8) + piece_offset(lane.index % 8, channels);
+    std::uint32_t pairs[4];
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(pairs[0]), "=r"(pairs[1]), "=r"(pairs[2]), "=r"(pairs[3])
+                 : "r"(source)
+                 : "memory");
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+      store_shared_4(tile + block + 1024 * channels + piece_offset(lane.g, tokens + m) + 4 * lane.t,
+                     pairs[m]);
+    }
+  }
+}
+
+}  // namespace kvq::cuda
