@@ -2,8 +2,9 @@
 // (sequence, kv head, page) packs pages.
 #include <algorithm>
 #include <atomic>
+#include <vector>
 
-#include "kvq/cache/sequence_state.h"
+#include "kvq/cache/host_sequence.h"
 
 namespace kvq {
 namespace {
@@ -27,31 +28,10 @@ void run(ThreadPool* threads, int tasks, const Body& body) {
   for (int task = 0; task < tasks; ++task) body(task, 0);
 }
 
-}  // namespace
-
-Status Sequence::State::check_append(int layer) const {
-  const int count = static_cast<int>(layers.size());
-  if (layer < 0 || layer >= count) {
-    return fail("append: expected a layer from 0 to {}, found {}", count - 1, layer);
-  }
-  if (chunk_tokens == 0) return fail("append: layer {}: no chunk is open", layer);
-  if (!layers[static_cast<std::size_t>(layer)].awaits_chunk()) {
-    return fail("append: layer {} holds this chunk already", layer);
-  }
-  return {};
-}
-
-void Sequence::State::finish_layer(int layer) {
-  layers[static_cast<std::size_t>(layer)].finish_chunk();
-  if (++layers_appended < static_cast<int>(layers.size())) return;
-  length += chunk_tokens;
-  chunk_tokens = 0;
-}
-
-Error Sequence::State::bad_number(std::span<const AppendItem> items, int layer, int head) {
+// What is wrong with the rows of kv head `head`, counted through all items.
+Error bad_number(std::span<const AppendItem> items, const LayerStore& store, int layer, int head) {
   const int kv_heads = items.front().sequence->spec().kv_heads;
   const AppendItem& item = items[static_cast<std::size_t>(head / kv_heads)];
-  const LayerStore& store = item.sequence->state_->layers[static_cast<std::size_t>(layer)];
   Error error = store.describe_bad_number(layer, head % kv_heads, item.key, item.value);
   if (items.size() > 1) {
     error.message = fmt::format("sequence {}: {}", head / kv_heads, error.message);
@@ -59,50 +39,67 @@ Error Sequence::State::bad_number(std::span<const AppendItem> items, int layer, 
   return error;
 }
 
-Status Sequence::State::append(std::span<const AppendItem> items, int layer, ThreadPool* threads) {
-  if (items.empty()) return {};
-  const int kv_heads = items.front().sequence->spec().kv_heads;
-  const auto index = static_cast<std::size_t>(layer);
+}  // namespace
+
+Status HostSequence::check_append(int index) const {
+  const int count = static_cast<int>(layers_.size());
+  if (index < 0 || index >= count) {
+    return fail("append: expected a layer from 0 to {}, found {}", count - 1, index);
+  }
+  if (chunk_tokens_ == 0) return fail("append: layer {}: no chunk is open", index);
+  if (!layer(index).awaits_chunk()) {
+    return fail("append: layer {} holds this chunk already", index);
+  }
+  return {};
+}
+
+void HostSequence::finish_layer(int index) {
+  layer(index).finish_chunk();
+  if (++layers_appended_ < static_cast<int>(layers_.size())) return;
+  length_ += chunk_tokens_;
+  chunk_tokens_ = 0;
+}
+
+Status HostSequence::append(std::span<const AppendItem> items, int index, ThreadPool* threads) {
+  const int kv_heads = spec_->kv_heads;
   std::int64_t numbers = 0;
   std::int64_t pages = 0;  // most pages of one sequence and head
+  std::vector<HostSequence*> sequences;
   for (const AppendItem& item : items) {
-    const State& state = *item.sequence->state_;
-    KVQ_RETURN_IF_ERROR(state.check_append(layer));
-    if (state.spec->kv_heads != kv_heads) {
+    auto* sequence = dynamic_cast<HostSequence*>(&item.sequence->state());
+    if (sequence == nullptr) return fail("append: expected sequences in host memory");
+    KVQ_RETURN_IF_ERROR(sequence->check_append(index));
+    if (sequence->spec_->kv_heads != kv_heads) {
       return fail("append: expected sequences of {} kv heads, found one of {}", kv_heads,
-                  state.spec->kv_heads);
+                  sequence->spec_->kv_heads);
     }
-    numbers += std::int64_t{2} * state.chunk_tokens * kv_heads * state.spec->head_dim;
-    pages = std::max(pages, state.layers[index].pages_to_pack());
+    numbers += std::int64_t{2} * sequence->chunk_tokens_ * kv_heads * sequence->spec_->head_dim;
+    pages = std::max(pages, sequence->layer(index).pages_to_pack());
+    sequences.push_back(sequence);
   }
+  const auto store = [&](int head) -> LayerStore& {
+    return sequences[static_cast<std::size_t>(head / kv_heads)]->layer(index);
+  };
 
   const int heads = static_cast<int>(items.size()) * kv_heads;
   std::atomic<int> first_bad{heads};
   run(numbers < kSerialNumbers ? nullptr : threads, heads, [&](int task, int) {
     const AppendItem& item = items[static_cast<std::size_t>(task / kv_heads)];
-    LayerStore& store = item.sequence->state_->layers[index];
-    if (!store.write_rows(task % kv_heads, item.key, item.value)) lower(first_bad, task);
+    if (!store(task).write_rows(task % kv_heads, item.key, item.value)) lower(first_bad, task);
   });
-  if (first_bad < heads) return tl::unexpected(bad_number(items, layer, first_bad));
+  if (first_bad < heads) {
+    return tl::unexpected(bad_number(items, store(first_bad), index, first_bad));
+  }
 
   run(threads, heads * static_cast<int>(pages), [&](int task, int) {
     const int page = task / heads;
-    const int item_head = task % heads;
-    State& state = *items[static_cast<std::size_t>(item_head / kv_heads)].sequence->state_;
-    LayerStore& store = state.layers[index];
-    if (page < store.pages_to_pack()) store.pack(page, item_head % kv_heads, state.isa);
+    const int head = task % heads;
+    if (page >= store(head).pages_to_pack()) return;
+    store(head).pack(page, head % kv_heads,
+                     sequences[static_cast<std::size_t>(head / kv_heads)]->isa_);
   });
-  for (const AppendItem& item : items) item.sequence->state_->finish_layer(layer);
+  for (HostSequence* sequence : sequences) sequence->finish_layer(index);
   return {};
-}
-
-Status Sequence::append(int layer, const float* key, const float* value) {
-  const AppendItem item{this, key, value};
-  return State::append({&item, 1}, layer, nullptr);
-}
-
-Status append(std::span<const AppendItem> items, int layer, ThreadPool& threads) {
-  return Sequence::State::append(items, layer, &threads);
 }
 
 }  // namespace kvq

@@ -3,11 +3,11 @@
 #include <optional>
 #include <utility>
 
-#include "kvq/cache/sequence_state.h"
+#include "kvq/cache/host_sequence.h"
 
 namespace kvq {
 
-Sequence::Sequence(std::unique_ptr<State> state) : state_(std::move(state)) {}
+Sequence::Sequence(std::unique_ptr<SequenceState> state) : state_(std::move(state)) {}
 Sequence::Sequence(Sequence&&) noexcept = default;
 Sequence& Sequence::operator=(Sequence&&) noexcept = default;
 Sequence::~Sequence() = default;
@@ -15,109 +15,42 @@ Sequence::~Sequence() = default;
 Result<Sequence> Sequence::create(std::shared_ptr<const CacheSpec> spec,
                                   std::shared_ptr<PagePool> pool, Isa isa) {
   KVQ_RETURN_IF_ERROR(validate(*spec));
-  std::vector<PageFormat> formats;
-  for (const LayerSpec& layer : spec->layers) {
-    KVQ_ASSIGN_OR_RETURN(formats.emplace_back(), PageFormat::create(layer, spec->head_dim));
-  }
-  auto state = std::make_unique<State>();
-  state->spec = std::move(spec);
-  state->pool = std::move(pool);
-  state->isa = isa;
-  state->formats = std::make_shared<const std::vector<PageFormat>>(std::move(formats));
-  Sequence sequence(std::move(state));
-  sequence.reset();
-  return sequence;
+  return Sequence(std::make_unique<HostSequence>(std::move(spec), std::move(pool), isa));
 }
 
-std::int64_t Sequence::length() const { return state_->length; }
-const CacheSpec& Sequence::spec() const { return *state_->spec; }
-
-Status Sequence::begin_chunk(int tokens) {
-  State& state = *state_;
-  if (tokens < 1) return fail("begin_chunk: expected at least one token, found {}", tokens);
-  if (state.chunk_tokens > 0) return fail("begin_chunk: a chunk is open already");
-  state.block_sizes.clear();
-  for (LayerStore& layer : state.layers) layer.list_chunk_blocks(tokens, state.block_sizes);
-  auto allocated = state.pool->allocate_all(state.block_sizes);
-  if (!allocated) {
-    return fail("no room for {} tokens behind token {}: {}", tokens, state.length,
-                allocated.error().message);
-  }
-  BlockSource blocks(*std::move(allocated));
-  for (LayerStore& layer : state.layers) layer.begin_chunk(tokens, blocks);
-  // Giving memory back needs a little first: where there is none, the tail stays as it is.
-  for (LayerStore& layer : state.layers) {
-    const std::int64_t bytes = layer.smaller_tail_bytes();
-    if (bytes == 0) continue;
-    if (auto block = state.pool->allocate(bytes)) layer.shrink_tail(*std::move(block));
-  }
-  state.chunk_tokens = tokens;
-  state.layers_appended = 0;
-  return {};
-}
-
-void Sequence::abort_chunk() {
-  if (state_->chunk_tokens == 0) return;
-  for (LayerStore& layer : state_->layers) layer.abort_chunk();
-  state_->chunk_tokens = 0;
-}
-
-LayerView Sequence::view(int layer) const {
-  return state_->layers[static_cast<std::size_t>(layer)].view();
-}
+std::int64_t Sequence::length() const { return state_->length(); }
+const CacheSpec& Sequence::spec() const { return state_->spec(); }
+Status Sequence::begin_chunk(int tokens) { return state_->begin_chunk(tokens); }
+void Sequence::abort_chunk() { state_->abort_chunk(); }
+LayerView Sequence::view(int layer) const { return state_->view(layer); }
+Status Sequence::truncate(std::int64_t length) { return state_->truncate(length); }
+void Sequence::reset() { state_->reset(); }
+ByteCount Sequence::bytes(int layer) const { return state_->bytes(layer); }
 
 Result<Sequence> Sequence::fork() const {
-  if (state_->chunk_tokens > 0) return fail("fork: a chunk is open");
-  std::vector<std::int64_t> sizes;
-  for (const LayerStore& layer : state_->layers) layer.list_fork_blocks(sizes);
-  auto allocated = state_->pool->allocate_all(sizes);
-  if (!allocated) {
-    return fail("no room for a fork of {} tokens: {}", state_->length, allocated.error().message);
-  }
-  BlockSource blocks(*std::move(allocated));
-  auto copy = std::make_unique<State>();
-  copy->spec = state_->spec;
-  copy->pool = state_->pool;
-  copy->isa = state_->isa;
-  copy->formats = state_->formats;
-  copy->length = state_->length;
-  copy->layers.reserve(state_->layers.size());
-  for (const LayerStore& layer : state_->layers) copy->layers.push_back(layer.fork(blocks));
+  KVQ_ASSIGN_OR_RETURN(auto copy, state_->fork());
   return Sequence(std::move(copy));
-}
-
-Status Sequence::truncate(std::int64_t length) {
-  if (state_->chunk_tokens > 0) return fail("truncate: a chunk is open");
-  if (length < 0 || length > state_->length) {
-    return fail("truncate: expected a length from 0 to {}, found {}", state_->length, length);
-  }
-  for (LayerStore& layer : state_->layers) layer.truncate(length);
-  state_->length = length;
-  return {};
-}
-
-void Sequence::reset() {
-  state_->layers.clear();
-  for (const PageFormat& format : *state_->formats) {
-    state_->layers.emplace_back(format, *state_->spec);
-  }
-  state_->length = 0;
-  state_->chunk_tokens = 0;
-}
-
-ByteCount Sequence::bytes(int layer) const {
-  return state_->layers[static_cast<std::size_t>(layer)].bytes();
 }
 
 ByteCount Sequence::bytes() const {
   ByteCount sum;
-  for (const LayerStore& layer : state_->layers) {
-    const ByteCount bytes = layer.bytes();
+  for (int layer = 0; layer < static_cast<int>(spec().layers.size()); ++layer) {
+    const ByteCount bytes = state_->bytes(layer);
     sum.pages += bytes.pages;
     sum.exact += bytes.exact;
     sum.allocated += bytes.allocated;
   }
   return sum;
+}
+
+Status Sequence::append(int layer, const float* key, const float* value) {
+  const AppendItem item{this, key, value};
+  return state_->append({&item, 1}, layer, nullptr);
+}
+
+Status append(std::span<const AppendItem> items, int layer, ThreadPool& threads) {
+  if (items.empty()) return {};
+  return items.front().sequence->state().append(items, layer, &threads);
 }
 
 Status reorder(std::vector<Sequence>& sequences, std::span<const int> source) {

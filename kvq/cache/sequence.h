@@ -26,6 +26,7 @@
 
 namespace kvq {
 
+class SequenceState;
 struct AppendItem;
 
 struct ByteCount {
@@ -38,9 +39,11 @@ struct ByteCount {
 
 class Sequence {
  public:
-  // `isa` packs the pages.
+  // In host memory; `isa` packs the pages.
   static Result<Sequence> create(std::shared_ptr<const CacheSpec> spec,
                                  std::shared_ptr<PagePool> pool, Isa isa);
+  // Wherever the state keeps its caches.
+  explicit Sequence(std::unique_ptr<SequenceState> state);
   Sequence(Sequence&&) noexcept;
   Sequence& operator=(Sequence&&) noexcept;
   ~Sequence();
@@ -52,9 +55,11 @@ class Sequence {
   void abort_chunk();
 
   // key, value: [tokens of the chunk, kv_heads, head_dim], keys after RoPE. NaN, infinity and
-  // numbers beyond fp16's range are errors that name layer, head and token.
+  // numbers beyond fp16's range are errors that name layer, head and token. In host memory only: on
+  // a device, the device's own code appends.
   Status append(int layer, const float* key, const float* value);
 
+  // Empty, without a format, where the cache is not in host memory.
   LayerView view(int layer) const;
 
   // A second sequence with the same content: shares packed pages, copies exact rows.
@@ -73,12 +78,10 @@ class Sequence {
   ByteCount bytes(int layer) const;
   ByteCount bytes() const;  // the sum over layers
 
- private:
-  friend Status append(std::span<const AppendItem> items, int layer, ThreadPool& threads);
+  SequenceState& state() const { return *state_; }
 
-  struct State;
-  explicit Sequence(std::unique_ptr<State> state);
-  std::unique_ptr<State> state_;
+ private:
+  std::unique_ptr<SequenceState> state_;
 };
 
 // One sequence's rows of a batched append.
