@@ -76,8 +76,8 @@ Result<Isa> MachineOptions::chosen_isa() const {
 }
 
 Result<EngineOptions> MachineOptions::engine_options() const {
-  if (device == "cuda") return fail("--device cuda: this build has no CUDA support");
   EngineOptions options;
+  options.device = device == "cuda" ? Device::kCuda : Device::kCpu;
   options.threads = threads;
   options.exact_prefill = prefill == "exact";
   KVQ_ASSIGN_OR_RETURN(options.isa, chosen_isa());

@@ -46,14 +46,16 @@ class PagePool : public std::enable_shared_from_this<PagePool> {
   // One block for each size, in bytes: all of them or none.
   Result<std::vector<std::shared_ptr<PoolBlock>>> allocate_all(std::span<const std::int64_t> sizes);
 
+  // Counts `bytes` that the caller has in other memory, a device's, until they are released.
+  Status claim(std::int64_t bytes);
+  void release(std::int64_t bytes) { used_.fetch_sub(bytes); }
+
   std::int64_t budget() const { return budget_; }
   std::int64_t used_bytes() const { return used_; }
 
  private:
   friend class PoolBlock;
   explicit PagePool(std::int64_t budget) : budget_(budget) {}
-
-  Status claim(std::int64_t bytes);
 
   const std::int64_t budget_;
   std::atomic<std::int64_t> used_{0};

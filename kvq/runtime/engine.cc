@@ -5,11 +5,14 @@
 #include <algorithm>
 #include <cmath>
 #include <optional>
+#include <random>
 #include <thread>
 #include <tuple>
 
 #include "kvq/model/architecture.h"
 #include "kvq/model/checkpoint.h"
+#include "kvq/runtime/backend.h"
+#include "kvq/runtime/cpu/cpu_attention.h"
 #include "kvq/runtime/cpu/cpu_ops.h"
 #include "kvq/runtime/forward_pass.h"
 #include "kvq/runtime/pass_cutter.h"
@@ -36,8 +39,8 @@ bool weights_are_bfloat16(const ModelConfig& config, const Checkpoint& checkpoin
   return found != checkpoint.tensors().end() && found->second.type == DataType::kBFloat16;
 }
 
-bool chosen_bfloat16(ComputeType compute, const ModelConfig& config, const Checkpoint& checkpoint) {
-  switch (compute) {
+bool chosen_bfloat16(const EngineOptions& options, bool weights_are_bfloat16) {
+  switch (options.compute) {
     case ComputeType::kFloat32:
       return false;
     case ComputeType::kBFloat16:
@@ -45,7 +48,8 @@ bool chosen_bfloat16(ComputeType compute, const ModelConfig& config, const Check
     case ComputeType::kAuto:
       break;
   }
-  return multiplies_bfloat16() && weights_are_bfloat16(config, checkpoint);
+  const bool multiplies = options.device == Device::kCuda || multiplies_bfloat16();
+  return multiplies && weights_are_bfloat16;
 }
 
 // What forward() needs to put a sequence back: nothing but its length for a chunk of one pass,
@@ -145,36 +149,59 @@ Status check_options(const PassOptions& options, std::span<const Chunk> chunks,
 }  // namespace
 
 struct Engine::State {
-  State(const EngineOptions& engine_options, ModelConfig model_config, Checkpoint opened)
+  State(const EngineOptions& engine_options, ModelConfig model_config)
       : options(engine_options),
         config(std::move(model_config)),
-        checkpoint(std::move(opened)),
         threads(engine_options.threads > 0 ? engine_options.threads : usable_threads()) {}
 
-  Status load();
+  Status load(const TensorSource& source, bool bfloat16_weights);
+  Result<Backend> create_backend(bool bfloat16);
+  // The same rows, of an open chunk, to all layers.
+  Status append(const PassItem& item, const float* key, const float* value) const;
 
   const EngineOptions options;
   const ModelConfig config;
-  const Checkpoint checkpoint;
+  std::optional<Checkpoint> checkpoint;
   ThreadPool threads;
   std::unique_ptr<Ops> ops;
   ModelWeights weights;
-  std::optional<Attention> attention;
+  std::unique_ptr<CachedAttention> attention;
   std::optional<ForwardPass> pass;
   DeviceFloats logits;
   std::size_t logits_capacity = 0;
 };
 
-Status Engine::State::load() {
-  const bool bfloat16 = chosen_bfloat16(options.compute, config, checkpoint);
-  KVQ_ASSIGN_OR_RETURN(ops, create_cpu_ops(bfloat16, options.isa, threads));
-  KVQ_ASSIGN_OR_RETURN(weights, load_weights(config, checkpoint, *ops));
+Result<Backend> Engine::State::create_backend(bool bfloat16) {
   const AttentionShape shape = {config.query_heads, config.kv_heads, config.head_dim,
                                 1 / std::sqrt(static_cast<float>(config.head_dim))};
+  if (options.device == Device::kCuda) {
+    return create_cuda_backend(shape, options, bfloat16, kPassRows);
+  }
+  Backend backend;
+  KVQ_ASSIGN_OR_RETURN(backend.ops, create_cpu_ops(bfloat16, options.isa, threads));
   KVQ_ASSIGN_OR_RETURN(
-      attention, Attention::create(shape, {options.isa, options.precision, options.exact_prefill}));
-  pass.emplace(config, weights, *ops, *attention, threads);
+      backend.attention,
+      create_cpu_attention(shape, {options.isa, options.precision, options.exact_prefill},
+                           threads));
+  return backend;
+}
+
+Status Engine::State::load(const TensorSource& source, bool bfloat16_weights) {
+  KVQ_ASSIGN_OR_RETURN(Backend backend, create_backend(chosen_bfloat16(options, bfloat16_weights)));
+  ops = std::move(backend.ops);
+  attention = std::move(backend.attention);
+  KVQ_ASSIGN_OR_RETURN(weights, load_weights(config, source, *ops));
+  pass.emplace(config, weights, *ops, *attention);
   return {};
+}
+
+Status Engine::State::append(const PassItem& item, const float* key, const float* value) const {
+  KVQ_RETURN_IF_ERROR(attention->begin({&item, 1}));
+  for (int layer = 0; layer < config.layers; ++layer) {
+    KVQ_RETURN_IF_ERROR(attention->append(layer, key, value));
+  }
+  KVQ_RETURN_IF_ERROR(ops->finish());
+  return attention->finish();
 }
 
 Engine::Engine(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -185,8 +212,25 @@ Engine::~Engine() = default;
 Result<Engine> Engine::load(const std::filesystem::path& directory, const EngineOptions& options) {
   KVQ_ASSIGN_OR_RETURN(ModelConfig config, read_config(directory));
   KVQ_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::open(directory));
-  auto state = std::make_unique<State>(options, std::move(config), std::move(checkpoint));
-  KVQ_RETURN_IF_ERROR(state->load());
+  const bool bfloat16_weights = weights_are_bfloat16(config, checkpoint);
+  auto state = std::make_unique<State>(options, std::move(config));
+  state->checkpoint = std::move(checkpoint);
+  const auto source = [&](std::string_view tensor, const std::vector<std::int64_t>& shape) {
+    return state->checkpoint->tensor(tensor, shape);
+  };
+  KVQ_RETURN_IF_ERROR(state->load(source, bfloat16_weights));
+  return Engine(std::move(state));
+}
+
+Result<Engine> Engine::random(const ModelConfig& config, const EngineOptions& options) {
+  if (options.device != Device::kCuda) {
+    return fail("a model of random weights: expected --device cuda");
+  }
+  auto state = std::make_unique<State>(options, config);
+  const auto source = [](std::string_view, const std::vector<std::int64_t>& shape) {
+    return Result<TensorRef>(TensorRef{DataType::kBFloat16, shape, nullptr});
+  };
+  KVQ_RETURN_IF_ERROR(state->load(source, true));
   return Engine(std::move(state));
 }
 
@@ -212,11 +256,12 @@ Result<Sequence> Engine::new_sequence(std::shared_ptr<const CacheSpec> spec,
   // Any number of the last layers.
   const int layers = std::clamp(static_cast<int>(spec->layers.size()), 1, config.layers);
   KVQ_RETURN_IF_ERROR(check_shape(*spec, config, layers));
-  return Sequence::create(std::move(spec), std::move(pool), state_->options.isa);
+  return state_->attention->new_sequence(std::move(spec), std::move(pool));
 }
 
-Result<std::span<const float>> Engine::forward(std::span<const Chunk> chunks, LogitRows rows,
-                                               const PassOptions& options) {
+// Leaves the logits in state.logits and returns their rows.
+Result<std::size_t> Engine::compute(std::span<const Chunk> chunks, LogitRows rows,
+                                    const PassOptions& options) {
   State& state = *state_;
   KVQ_RETURN_IF_ERROR(check_options(options, chunks, state.config));
   KVQ_RETURN_IF_ERROR(check_chunks(chunks, state.config, options.first_layer));
@@ -244,8 +289,46 @@ Result<std::span<const float>> Engine::forward(std::span<const Chunk> chunks, Lo
       first_row += static_cast<int>(item.tokens.size());
     }
   }
-  const float* host = state.ops->to_host(state.logits.get(), count * vocabulary);
-  return std::span<const float>(host, count * vocabulary);
+  return count;
+}
+
+Result<std::span<const float>> Engine::forward(std::span<const Chunk> chunks, LogitRows rows,
+                                               const PassOptions& options) {
+  KVQ_ASSIGN_OR_RETURN(const std::size_t count, compute(chunks, rows, options));
+  const std::size_t numbers = count * static_cast<std::size_t>(state_->config.vocabulary);
+  return std::span<const float>(state_->ops->to_host(state_->logits.get(), numbers), numbers);
+}
+
+Result<std::span<const int>> Engine::likeliest(std::span<const Chunk> chunks) {
+  KVQ_ASSIGN_OR_RETURN(const std::size_t count, compute(chunks, LogitRows::kLast, {}));
+  return state_->ops->largest(state_->logits.get(), static_cast<int>(count),
+                              state_->config.vocabulary);
+}
+
+Status Engine::fill(Sequence& sequence, int tokens, std::uint64_t seed) {
+  State& state = *state_;
+  KVQ_RETURN_IF_ERROR(check_shape(sequence.spec(), state.config, state.config.layers));
+  const auto width = static_cast<std::size_t>(state.config.kv_heads * state.config.head_dim);
+  const std::size_t count = 2 * kPassRows * width;
+  std::mt19937_64 random(seed);
+  std::normal_distribution<float> normal;
+  std::vector<float> numbers(count);
+  for (float& number : numbers) number = normal(random);
+  KVQ_ASSIGN_OR_RETURN(const DeviceFloats rows, state.ops->allocate(count));
+  state.ops->from_host(numbers.data(), count, rows.get());
+  const std::vector<int> ids(kPassRows);
+  // The last token alone, as if it had been decoded: the rows that only a long chunk needs go.
+  for (int done = 0; done < tokens;) {
+    const int chunk = std::min(kPassRows, std::max(tokens - done - 1, 1));
+    const PassItem item{&sequence, {ids.data(), static_cast<std::size_t>(chunk)}, 0};
+    KVQ_RETURN_IF_ERROR(sequence.begin_chunk(chunk));
+    if (Status status = state.append(item, rows.get(), rows.get() + kPassRows * width); !status) {
+      sequence.abort_chunk();
+      return status;
+    }
+    done += chunk;
+  }
+  return {};
 }
 
 }  // namespace kvq

@@ -24,7 +24,12 @@ enum class ComputeType : std::uint8_t {
   kBFloat16,
 };
 
+enum class Device : std::uint8_t { kCpu, kCuda };
+
+// `precision` also decides, on a CUDA device, whether bf16 products take their inputs in two bf16
+// terms, as the CPU does, or in one.
 struct EngineOptions {
+  Device device = Device::kCpu;
   int threads = 0;  // 0 = all that the process may use
   ComputeType compute = ComputeType::kAuto;
   Isa isa = Isa::kPortable;
@@ -52,6 +57,8 @@ struct PassOptions {
 class Engine {
  public:
   static Result<Engine> load(const std::filesystem::path& directory, const EngineOptions& options);
+  // A model with random bf16 weights, made on a CUDA device: for measurements.
+  static Result<Engine> random(const ModelConfig& config, const EngineOptions& options);
   Engine(Engine&&) noexcept;
   Engine& operator=(Engine&&) noexcept;
   ~Engine();
@@ -65,6 +72,7 @@ class Engine {
   // A cache spec with this model's shape and one format for all layers.
   CacheSpec cache_spec(const LayerSpec& spec, int sinks, int window) const;
   // The spec has the model's layers, or as many of the last ones as a pass over a part runs.
+  // Its caches lie in the memory of the engine's device; `pool` says how much they may take.
   Result<Sequence> new_sequence(std::shared_ptr<const CacheSpec> spec,
                                 std::shared_ptr<PagePool> pool) const;
 
@@ -75,8 +83,18 @@ class Engine {
   Result<std::span<const float>> forward(std::span<const Chunk> chunks, LogitRows rows,
                                          const PassOptions& options = {});
 
+  // The likeliest token behind each chunk: forward() and the first of the largest logits, which
+  // stay on the device. Valid until the next call.
+  Result<std::span<const int>> likeliest(std::span<const Chunk> chunks);
+
+  // Appends `tokens` tokens of random keys and values, which no model made, to a sequence: long
+  // contexts to measure decoding with.
+  Status fill(Sequence& sequence, int tokens, std::uint64_t seed);
+
  private:
   struct State;
+  Result<std::size_t> compute(std::span<const Chunk> chunks, LogitRows rows,
+                              const PassOptions& options);
   explicit Engine(std::unique_ptr<State> state);
   std::unique_ptr<State> state_;
 };

@@ -1,19 +1,27 @@
 #include "kvq/runtime/forward_pass.h"
 
 #include <algorithm>
+#include <optional>
 #include <tuple>
 
 #include "kvq/runtime/rotary.h"
 
 namespace kvq {
 
+// Numbers of the checks of a pass, in its order.
+struct Checks {
+  static int attention_input(int layer) { return 2 * layer; }
+  static int attention_output(int layer) { return 2 * layer + 1; }
+  static int output(int layers) { return 2 * layers; }
+  static int logits(int layers) { return 2 * layers + 1; }
+};
+
 ForwardPass::ForwardPass(const ModelConfig& config, const ModelWeights& weights, Ops& ops,
-                         Attention& attention, ThreadPool& threads)
+                         CachedAttention& attention)
     : config_(config),
       weights_(weights),
       ops_(ops),
       attention_(attention),
-      threads_(threads),
       frequencies_(rotary_frequencies(config)) {}
 
 Status ForwardPass::run(std::span<const PassItem> items, const PassOptions& options, int first_row,
@@ -26,10 +34,29 @@ Status ForwardPass::run(std::span<const PassItem> items, const PassOptions& opti
   list_wanted_rows();
   KVQ_RETURN_IF_ERROR(reserve(rows_));
   KVQ_RETURN_IF_ERROR(begin_chunks());
-  read_inputs();
-  Status status = run_layers(logits);
+  Status status = run_chunks(logits);
   if (!status) roll_back();
   return status;
+}
+
+Status ForwardPass::run_chunks(float* logits) {
+  KVQ_RETURN_IF_ERROR(attention_.begin(items_));
+  read_inputs();
+  const auto body = [&] { return run_layers(logits); };
+  key_.assign({static_cast<std::uintptr_t>(rows_),
+               reinterpret_cast<std::uintptr_t>(activations_.hidden.get()),
+               reinterpret_cast<std::uintptr_t>(logits)});
+  const bool whole = options_->first_layer == 0 && options_->tap == nullptr &&
+                     static_cast<int>(wanted_rows_.size()) == rows_;
+  if (whole && attention_.add_to_key(key_)) {
+    KVQ_RETURN_IF_ERROR(ops_.run(key_, body));
+  } else {
+    KVQ_RETURN_IF_ERROR(body());
+  }
+  KVQ_ASSIGN_OR_RETURN(const std::optional<int> failed, ops_.finish());
+  KVQ_RETURN_IF_ERROR(attention_.finish());
+  if (failed) return tl::unexpected(describe(*failed));
+  return {};
 }
 
 Status ForwardPass::reserve(int rows) {
@@ -67,6 +94,11 @@ void ForwardPass::list_wanted_rows() {
   }
 }
 
+float* ForwardPass::wanted_hidden() const {
+  const bool all = static_cast<int>(wanted_rows_.size()) == rows_;
+  return (all ? activations_.hidden : activations_.wanted).get();
+}
+
 Status ForwardPass::begin_chunks() {
   starts_.clear();
   for (const PassItem& item : items_) {
@@ -101,7 +133,7 @@ void ForwardPass::read_inputs() {
     }
   }
   if (options_->first_layer == 0) {
-    ops_.embed(weights_.embedding, tokens_, activations_.hidden.get());
+    ops_.embed(*weights_.embedding, tokens_, activations_.hidden.get());
   } else {
     const auto width = static_cast<std::size_t>(config_.hidden);
     ops_.from_host(&options_->hidden[static_cast<std::size_t>(first_row_) * width],
@@ -114,39 +146,46 @@ Status ForwardPass::run_layers(float* logits) {
   const int last = config_.layers - 1;
   for (int layer = options_->first_layer; layer < last; ++layer) {
     KVQ_RETURN_IF_ERROR(project_heads(layer));
-    KVQ_RETURN_IF_ERROR(append(layer));
     KVQ_RETURN_IF_ERROR(attend(layer, false));
     KVQ_RETURN_IF_ERROR(feed_forward(layer, activations_.hidden.get(), rows_));
   }
   KVQ_RETURN_IF_ERROR(project_heads(last));
-  KVQ_RETURN_IF_ERROR(append(last));
   const int rows = static_cast<int>(wanted_rows_.size());
-  if (rows == 0) return {};
   KVQ_RETURN_IF_ERROR(attend(last, true));
-  float* wanted = activations_.wanted.get();
+  if (rows == 0) return {};
+  float* wanted = wanted_hidden();
   KVQ_RETURN_IF_ERROR(feed_forward(last, wanted, rows));
-  KVQ_RETURN_IF_ERROR(norm(wanted, weights_.final_norm, rows, "output", last));
+  KVQ_RETURN_IF_ERROR(norm(wanted, weights_.final_norm, rows, Checks::output(config_.layers)));
   KVQ_RETURN_IF_ERROR(
       ops_.multiply(*weights_.output, activations_.normed.get(), rows, false, logits));
   const std::size_t count = wanted_rows_.size() * static_cast<std::size_t>(config_.vocabulary);
-  if (!ops_.all_finite(logits, count)) return fail("logits: found numbers that are not finite");
+  const int check = Checks::logits(config_.layers);
+  if (!ops_.all_finite(logits, count, check)) return tl::unexpected(describe(check));
   return {};
 }
 
-Status ForwardPass::norm(const float* hidden, const DeviceFloats& weight, int rows,
-                         const char* what, int layer) {
+Status ForwardPass::norm(const float* hidden, const DeviceFloats& weight, int rows, int check) {
   if (ops_.rms_norm(hidden, weight.get(), static_cast<float>(config_.norm_epsilon), rows,
-                    config_.hidden, activations_.normed.get())) {
+                    config_.hidden, check, activations_.normed.get())) {
     return {};
   }
-  return fail("layer {}, {}: found activations that are not finite", layer, what);
+  return tl::unexpected(describe(check));
+}
+
+Error ForwardPass::describe(int check) const {
+  if (check == Checks::logits(config_.layers)) return {"logits: found numbers that are not finite"};
+  const int layer = std::min(check / 2, config_.layers - 1);
+  const char* what = check == Checks::output(config_.layers)   ? "output"
+                     : check == Checks::attention_input(layer) ? "input of attention"
+                                                               : "output of attention";
+  return {fmt::format("layer {}, {}: found activations that are not finite", layer, what)};
 }
 
 Status ForwardPass::project_heads(int layer) {
   const LayerWeights& weights = weights_.layers[static_cast<std::size_t>(layer)];
   if (options_->tap != nullptr) show_input(layer);
-  KVQ_RETURN_IF_ERROR(
-      norm(activations_.hidden.get(), weights.attention_norm, rows_, "input of attention", layer));
+  KVQ_RETURN_IF_ERROR(norm(activations_.hidden.get(), weights.attention_norm, rows_,
+                           Checks::attention_input(layer)));
   KVQ_RETURN_IF_ERROR(ops_.multiply(*weights.query_key_value, activations_.normed.get(), rows_,
                                     false, activations_.fused.get()));
   const HeadShape shape = {config_.query_heads,    config_.kv_heads,
@@ -176,53 +215,30 @@ void ForwardPass::show_heads(int layer) {
                              ops_.to_host(activations_.value.get(), kv_count));
 }
 
-Status ForwardPass::append(int layer) {
-  const std::ptrdiff_t kv_width = std::ptrdiff_t{config_.kv_heads} * config_.head_dim;
-  append_items_.clear();
-  std::ptrdiff_t row = 0;
-  for (const PassItem& item : items_) {
-    append_items_.push_back({item.sequence, activations_.key.get() + row * kv_width,
-                             activations_.value.get() + row * kv_width});
-    row += static_cast<std::ptrdiff_t>(item.tokens.size());
-  }
-  return kvq::append(append_items_, layer - options_->first_layer, threads_);
-}
-
-// hidden += W_o attention(query, caches). Where `only_wanted`, the result is only computed for the
-// wanted rows, and goes to activations_.wanted.
+// hidden += W_o attention(query, caches), after the layer's keys and values went to the caches.
+// Where `only_wanted`, the result is only computed for the wanted rows, and goes to
+// activations_.wanted.
 Status ForwardPass::attend(int layer, bool only_wanted) {
-  const std::ptrdiff_t width = std::ptrdiff_t{config_.query_heads} * config_.head_dim;
-  views_.clear();
-  attention_items_.clear();
-  for (const PassItem& item : items_) {
-    views_.push_back(item.sequence->view(layer - options_->first_layer));
-  }
-  std::ptrdiff_t end = 0;
-  std::ptrdiff_t output_row = 0;
-  for (std::size_t i = 0; i < items_.size(); ++i) {
-    const auto tokens = static_cast<int>(items_[i].tokens.size());
-    const int queries = only_wanted ? items_[i].logit_rows : tokens;
-    end += tokens;
-    if (queries == 0) continue;
-    attention_items_.push_back({&views_[i], activations_.query.get() + (end - queries) * width,
-                                activations_.attention.get() + output_row * width, queries});
-    output_row += queries;
-  }
-  KVQ_RETURN_IF_ERROR(attention_.run(attention_items_, threads_));
-  float* hidden = activations_.hidden.get();
-  if (only_wanted) {
-    hidden = activations_.wanted.get();
+  const int cache_layer = layer - options_->first_layer;
+  KVQ_RETURN_IF_ERROR(
+      attention_.append(cache_layer, activations_.key.get(), activations_.value.get()));
+  const int rows = only_wanted ? static_cast<int>(wanted_rows_.size()) : rows_;
+  if (rows == 0) return {};
+  KVQ_RETURN_IF_ERROR(attention_.attend(cache_layer, only_wanted, activations_.query.get(),
+                                        activations_.attention.get()));
+  float* hidden = only_wanted ? wanted_hidden() : activations_.hidden.get();
+  if (hidden != activations_.hidden.get()) {
     ops_.gather_rows(activations_.hidden.get(), wanted_rows_, config_.hidden, hidden);
   }
   return ops_.multiply(*weights_.layers[static_cast<std::size_t>(layer)].attention_output,
-                       activations_.attention.get(), static_cast<int>(output_row), true, hidden);
+                       activations_.attention.get(), rows, true, hidden);
 }
 
 // hidden += W_down (silu(gate) * up).
 //   hidden  device [rows, hidden]
 Status ForwardPass::feed_forward(int layer, float* hidden, int rows) {
   const LayerWeights& weights = weights_.layers[static_cast<std::size_t>(layer)];
-  KVQ_RETURN_IF_ERROR(norm(hidden, weights.mlp_norm, rows, "output of attention", layer));
+  KVQ_RETURN_IF_ERROR(norm(hidden, weights.mlp_norm, rows, Checks::attention_output(layer)));
   KVQ_RETURN_IF_ERROR(ops_.multiply(*weights.gate_up, activations_.normed.get(), rows, false,
                                     activations_.fused.get()));
   ops_.silu_multiply(activations_.fused.get(), rows, config_.intermediate,

@@ -15,28 +15,20 @@
 #include <span>
 #include <vector>
 
-#include "kvq/attention/attention.h"
 #include "kvq/base/status.h"
-#include "kvq/base/thread_pool.h"
-#include "kvq/cache/sequence.h"
 #include "kvq/model/config.h"
+#include "kvq/runtime/cached_attention.h"
 #include "kvq/runtime/engine.h"
 #include "kvq/runtime/ops.h"
 #include "kvq/runtime/weights.h"
 
 namespace kvq {
 
-struct PassItem {
-  Sequence* sequence;
-  std::span<const int> tokens;
-  int logit_rows;  // logits of this many of the last tokens are wanted
-};
-
 class ForwardPass {
  public:
   // Everything outlives it.
   ForwardPass(const ModelConfig& config, const ModelWeights& weights, Ops& ops,
-              Attention& attention, ThreadPool& threads);
+              CachedAttention& attention);
 
   // Appends every item's tokens to its sequence. Items have different sequences, at least one token
   // and token ids below the vocabulary. On an error every sequence is as it was before.
@@ -67,21 +59,22 @@ class ForwardPass {
   void read_inputs();
   void show_input(int layer);
   void show_heads(int layer);
+  Status run_chunks(float* logits);
   Status run_layers(float* logits);
   Status project_heads(int layer);
-  Status append(int layer);
   Status attend(int layer, bool only_wanted);
   Status feed_forward(int layer, float* hidden, int rows);
-  Status norm(const float* hidden, const DeviceFloats& weight, int rows, const char* what,
-              int layer);
+  Status norm(const float* hidden, const DeviceFloats& weight, int rows, int check);
+  Error describe(int check) const;
   void list_wanted_rows();
+  // Where the rows that go on behind the last layer's attention are.
+  float* wanted_hidden() const;
   Status reserve(int rows);
 
   const ModelConfig& config_;
   const ModelWeights& weights_;
   Ops& ops_;
-  Attention& attention_;
-  ThreadPool& threads_;
+  CachedAttention& attention_;
   std::vector<float> frequencies_;
 
   // Of the running pass.
@@ -95,9 +88,7 @@ class ForwardPass {
   // Kept for their memory.
   std::vector<int> tokens_;
   std::vector<std::int64_t> positions_;
-  std::vector<AppendItem> append_items_;
-  std::vector<LayerView> views_;
-  std::vector<AttentionItem> attention_items_;
+  RecordingKey key_;
 };
 
 }  // namespace kvq

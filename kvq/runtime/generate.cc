@@ -54,8 +54,7 @@ class Loop {
       chunks.push_back({&active.sequence, prompt});
       result_.prefill_tokens += static_cast<std::int64_t>(prompt.size());
     }
-    KVQ_ASSIGN_OR_RETURN(const auto logits, engine_.forward(chunks, LogitRows::kLast));
-    take_tokens(logits);
+    KVQ_RETURN_IF_ERROR(step(chunks));
     result_.prefill_seconds = seconds_since(start);
     return {};
   }
@@ -66,26 +65,32 @@ class Loop {
     while (!active_.empty() && !interrupted()) {
       chunks.clear();
       for (Active& active : active_) chunks.push_back({&active.sequence, {&active.token, 1}});
-      KVQ_ASSIGN_OR_RETURN(const auto logits, engine_.forward(chunks, LogitRows::kLast));
       result_.decode_tokens += static_cast<std::int64_t>(active_.size());
-      take_tokens(logits);
+      KVQ_RETURN_IF_ERROR(step(chunks));
     }
     result_.decode_seconds = seconds_since(start);
     return {};
   }
 
-  // Samples a token for every active prompt; those that are finished leave.
-  //   logits  [active, vocabulary]
-  void take_tokens(std::span<const float> logits) {
-    const auto vocabulary = static_cast<std::size_t>(engine_.config().vocabulary);
-    for (std::size_t i = 0; i < active_.size(); ++i) {
-      active_[i].token = active_[i].sampler.pick(logits.subspan(i * vocabulary, vocabulary));
+  // Runs the chunks of all active prompts and picks a token for each; those that are finished
+  // leave.
+  Status step(std::span<const Chunk> chunks) {
+    if (options_.sampling.temperature <= 0 || options_.sampling.top_k == 1) {
+      KVQ_ASSIGN_OR_RETURN(const auto tokens, engine_.likeliest(chunks));
+      for (std::size_t i = 0; i < active_.size(); ++i) active_[i].token = tokens[i];
+    } else {
+      KVQ_ASSIGN_OR_RETURN(const auto logits, engine_.forward(chunks, LogitRows::kLast));
+      const auto vocabulary = static_cast<std::size_t>(engine_.config().vocabulary);
+      for (std::size_t i = 0; i < active_.size(); ++i) {
+        active_[i].token = active_[i].sampler.pick(logits.subspan(i * vocabulary, vocabulary));
+      }
     }
     std::erase_if(active_, [this](Active& active) {
       const bool finished = take_token(active);
       if (finished) count(active);
       return finished;
     });
+    return {};
   }
 
   // Whether the prompt is finished with its newest token.

@@ -27,6 +27,7 @@ float largest(std::span<const float> logits) {
 struct Setting {
   ComputeType compute;
   Isa isa;
+  Device device = Device::kCpu;
 };
 
 std::vector<Setting> settings() {
@@ -35,25 +36,32 @@ std::vector<Setting> settings() {
     result.push_back({ComputeType::kFloat32, isa});
     if (multiplies_bfloat16()) result.push_back({ComputeType::kBFloat16, isa});
   }
+  if (Engine::load(demo_model(), {.device = Device::kCuda})) {
+    for (const ComputeType compute : {ComputeType::kFloat32, ComputeType::kBFloat16}) {
+      result.push_back({compute, host_isa(), Device::kCuda});
+    }
+  }
   return result;
 }
 
 class GoldenTest : public testing::TestWithParam<Setting> {
  protected:
   static Engine load(const std::filesystem::path& directory) {
-    auto engine = Engine::load(
-        directory, {.threads = 2, .compute = GetParam().compute, .isa = GetParam().isa});
+    auto engine = Engine::load(directory, {.device = GetParam().device,
+                                           .threads = 2,
+                                           .compute = GetParam().compute,
+                                           .isa = GetParam().isa});
     if (!engine) ADD_FAILURE() << engine.error().message;
     return std::move(engine).value();
   }
 };
 
-INSTANTIATE_TEST_SUITE_P(AllSettings, GoldenTest, testing::ValuesIn(settings()),
-                         [](const auto& test) {
-                           const bool bfloat16 = test.param.compute == ComputeType::kBFloat16;
-                           return std::string(bfloat16 ? "bfloat16_" : "float32_") +
-                                  std::string(name(test.param.isa));
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    AllSettings, GoldenTest, testing::ValuesIn(settings()), [](const auto& test) {
+      const bool bfloat16 = test.param.compute == ComputeType::kBFloat16;
+      return std::string(bfloat16 ? "bfloat16_" : "float32_") +
+             (test.param.device == Device::kCuda ? "cuda" : std::string(name(test.param.isa)));
+    });
 
 TEST_P(GoldenTest, DemoModelHasTheReferenceLikelihoodsAndLogits) {
   Engine engine = load(demo_model());

@@ -4,10 +4,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "kvq/base/status.h"
 #include "kvq/model/checkpoint.h"
@@ -35,7 +37,16 @@ struct MatrixPart {
   std::optional<TensorRef> bias;  // [outputs]
 };
 
+// Rows that tokens stand for, in the form that the device looks up.
+class EmbeddingTable {
+ public:
+  virtual ~EmbeddingTable() = default;
+};
+
 using DeviceFloats = std::shared_ptr<float>;
+
+// What an operation's launch parameters depend on: a recording stands for equal keys only.
+using RecordingKey = std::vector<std::uintptr_t>;
 
 // How fused rows of q, k and v become heads.
 struct HeadShape {
@@ -67,11 +78,13 @@ class Ops {
   virtual Result<DeviceFloats> upload(const TensorRef& tensor) = 0;
   // Parts are not empty and have the same number of inputs. The result must not outlive the Ops.
   virtual Result<std::unique_ptr<Matrix>> prepare(std::span<const MatrixPart> parts) = 0;
+  // `table`: [vocabulary, hidden]. Where the device's memory is the host's, it stays in the
+  // checkpoint.
+  virtual Result<std::unique_ptr<EmbeddingTable>> prepare_table(const TensorRef& table) = 0;
 
-  // output[r] = table[tokens[r]]. The table stays in the checkpoint's memory.
-  //   table   [vocabulary, hidden]
+  // output[r] = table[tokens[r]].
   //   output  device [tokens.size(), hidden]
-  virtual void embed(const TensorRef& table, std::span<const int> tokens, float* output) = 0;
+  virtual void embed(const EmbeddingTable& table, std::span<const int> tokens, float* output) = 0;
 
   // The angles of rotary embedding, position * frequency in float32 as transformers computes them.
   //   frequencies   [head_dim / 2]
@@ -79,12 +92,13 @@ class Ops {
   virtual void rotary_table(std::span<const std::int64_t> positions,
                             std::span<const float> frequencies, float* cosine, float* sine) = 0;
 
-  // Every row divided by its root mean square, times weight. Returns whether the rows' squares
-  // have finite sums.
+  // Every row divided by its root mean square, times weight. Returns false if a sum of a row's
+  // squares is not finite; a device that runs behind its caller returns true and reports `check`,
+  // a small number that tells the calls of a pass apart, from finish().
   //   input, output  device [rows, width]
   //   weight         device [width]
   virtual bool rms_norm(const float* input, const float* weight, float epsilon, int rows, int width,
-                        float* output) = 0;
+                        int check, float* output) = 0;
 
   // output = matrix input + bias (+ output, where `accumulate`).
   //   input   device [rows, inputs]
@@ -92,13 +106,14 @@ class Ops {
   virtual Status multiply(const Matrix& matrix, const float* input, int rows, bool accumulate,
                           float* output) = 0;
 
-  // Splits fused rows, normalizes (where the shape says so) and rotates queries and keys.
+  // Splits fused rows, normalizes (where the shape says so) and rotates queries and keys. What is
+  // in `fused` afterwards is undefined.
   //   fused         device [rows, (query_heads + 2 kv_heads) * head_dim]: q heads, k heads, v heads
   //   cosine, sine  device [rows, head_dim / 2]
   virtual void split_heads(const HeadShape& shape, const float* fused, const float* cosine,
                            const float* sine, int rows, const HeadRows& output) = 0;
 
-  // output = silu(gate) * up.
+  // output = silu(gate) * up. What is in `fused` afterwards is undefined.
   //   fused   device [rows, 2 * width]: gate, up
   //   output  device [rows, width]
   virtual void silu_multiply(const float* fused, int rows, int width, float* output) = 0;
@@ -109,8 +124,19 @@ class Ops {
   virtual void gather_rows(const float* input, std::span<const int> rows, int width,
                            float* output) = 0;
 
-  // Whether no number of values, device [count], is infinite or NaN.
-  virtual bool all_finite(const float* values, std::size_t count) = 0;
+  // Whether no number of values, device [count], is infinite or NaN; `check` as in rms_norm().
+  virtual bool all_finite(const float* values, std::size_t count, int check) = 0;
+
+  // Index of the first of the largest numbers of each row of values, device [rows, width]. Valid
+  // until the next call.
+  virtual std::span<const int> largest(const float* values, int rows, int width) = 0;
+
+  // Waits for all work. Returns the lowest of the checks that failed since the last call, if any.
+  virtual Result<std::optional<int>> finish() = 0;
+
+  // Runs `body`, which calls operations and does nothing else; a device may record it and replay
+  // the recording when the same key comes again.
+  virtual Status run(const RecordingKey& key, const std::function<Status()>& body) = 0;
 
   // Copies source [count], the caller's memory, to output, device [count].
   virtual void from_host(const float* source, std::size_t count, float* output) = 0;

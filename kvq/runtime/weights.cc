@@ -15,11 +15,10 @@ struct Projection {
 
 class Loader {
  public:
-  Loader(const Checkpoint& checkpoint, Ops& ops) : checkpoint_(checkpoint), ops_(ops) {}
+  Loader(const TensorSource& source, Ops& ops) : source_(source), ops_(ops) {}
 
   Result<DeviceFloats> vector(std::string_view module, int layer, std::int64_t size) {
-    KVQ_ASSIGN_OR_RETURN(const TensorRef tensor,
-                         checkpoint_.tensor(weight_name(module, layer), {size}));
+    KVQ_ASSIGN_OR_RETURN(const TensorRef tensor, source_(weight_name(module, layer), {size}));
     return ops_.upload(tensor);
   }
 
@@ -28,18 +27,18 @@ class Loader {
     std::vector<MatrixPart> parts;
     for (const Projection& projection : projections) {
       MatrixPart& part = parts.emplace_back();
-      KVQ_ASSIGN_OR_RETURN(part.weight, checkpoint_.tensor(weight_name(projection.module, layer),
-                                                           {projection.outputs, inputs}));
+      KVQ_ASSIGN_OR_RETURN(part.weight, source_(weight_name(projection.module, layer),
+                                                {projection.outputs, inputs}));
       if (bias) {
-        KVQ_ASSIGN_OR_RETURN(part.bias, checkpoint_.tensor(bias_name(projection.module, layer),
-                                                           {projection.outputs}));
+        KVQ_ASSIGN_OR_RETURN(part.bias,
+                             source_(bias_name(projection.module, layer), {projection.outputs}));
       }
     }
     return ops_.prepare(parts);
   }
 
  private:
-  const Checkpoint& checkpoint_;
+  const TensorSource& source_;
   Ops& ops_;
 };
 
@@ -73,13 +72,13 @@ Result<LayerWeights> load_layer(const ModelConfig& config, int layer, Loader& lo
 
 }  // namespace
 
-Result<ModelWeights> load_weights(const ModelConfig& config, const Checkpoint& checkpoint,
-                                  Ops& ops) {
+Result<ModelWeights> load_weights(const ModelConfig& config, const TensorSource& source, Ops& ops) {
   const ModuleNames& names = info(config.architecture).modules;
-  Loader loader(checkpoint, ops);
+  Loader loader(source, ops);
   ModelWeights weights;
-  KVQ_ASSIGN_OR_RETURN(weights.embedding, checkpoint.tensor(weight_name(names.embedding),
-                                                            {config.vocabulary, config.hidden}));
+  KVQ_ASSIGN_OR_RETURN(const TensorRef embedding,
+                       source(weight_name(names.embedding), {config.vocabulary, config.hidden}));
+  KVQ_ASSIGN_OR_RETURN(weights.embedding, ops.prepare_table(embedding));
   for (int layer = 0; layer < config.layers; ++layer) {
     KVQ_ASSIGN_OR_RETURN(weights.layers.emplace_back(), load_layer(config, layer, loader));
   }

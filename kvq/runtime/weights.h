@@ -1,7 +1,9 @@
 // A model's weights on a device.
 #pragma once
 
+#include <functional>
 #include <memory>
+#include <string_view>
 #include <vector>
 
 #include "kvq/base/status.h"
@@ -23,14 +25,16 @@ struct LayerWeights {
 };
 
 struct ModelWeights {
-  TensorRef embedding;  // [vocabulary, hidden], in the checkpoint
+  std::unique_ptr<EmbeddingTable> embedding;
   std::vector<LayerWeights> layers;
   DeviceFloats final_norm;  // [hidden]
   std::unique_ptr<Matrix> output;
 };
 
-// `checkpoint` outlives the result. Missing tensors and wrong shapes are errors.
-Result<ModelWeights> load_weights(const ModelConfig& config, const Checkpoint& checkpoint,
-                                  Ops& ops);
+// The tensor of a name and shape, in memory that outlives the weights.
+using TensorSource =
+    std::function<Result<TensorRef>(std::string_view, const std::vector<std::int64_t>&)>;
+
+Result<ModelWeights> load_weights(const ModelConfig& config, const TensorSource& source, Ops& ops);
 
 }  // namespace kvq

@@ -47,9 +47,9 @@ class CommandTest(unittest.TestCase):
         self.assertEqual(done.stdout, "")
         self.assertEqual(done.returncode, status)
 
-    def fail_matching(self, pattern, *arguments):
+    def fail_matching(self, pattern, *arguments, **environment):
         """Likewise, with one line that matches the whole pattern."""
-        done = run(*arguments)
+        done = run(*arguments, **environment)
         self.assertRegex(done.stderr, rf"\Akvq: {pattern}\n\Z")
         self.assertEqual((done.stdout, done.returncode), ("", 1))
 

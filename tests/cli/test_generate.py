@@ -105,8 +105,8 @@ class Refused(CommandTest):
         self.fail_matching(FULL, "generate", "-f", RECALL, "--memory", "64KiB")
 
     def test_cuda(self):
-        self.fail_with("--device cuda: this build has no CUDA support", "generate", "-p", "a",
-                       "--device", "cuda")
+        self.fail_matching("--device cuda: (this build has no CUDA support|no CUDA device: .+)",
+                           "generate", "-p", "a", "--device", "cuda", CUDA_VISIBLE_DEVICES="")
 
     def test_unwritable_json(self):
         self.fail_with("/no/dir/out.json: cannot write: there is no directory /no/dir", "generate",

@@ -121,6 +121,9 @@ Status Decode::run(const DecodeBatch& batch, void* workspace, cudaStream_t strea
   params.lengths = batch.lengths;
   params.sinks = batch.sinks;
   params.tail = batch.tail;
+  params.row_blocks = batch.row_blocks;
+  params.row_blocks_stride = batch.row_blocks_stride;
+  params.tables = batch.tables;
   params.sequences = batch.sequences;
   params.even_warps = divisor(even_warps(batch.sequences * params.kv_heads * params.head_tiles,
                                          params.warps.number, warps_));

@@ -40,6 +40,13 @@ struct DecodeBatch {
   // Unrotated fp16 rows, each 8-byte aligned; null where every length's count is 0.
   RowBlock sinks{};
   RowBlock tail{};
+  // Not null: exact rows lie in blocks (decode_params.h), and a sequence's tail begins with the
+  // tokens of page `lengths.pages`; [.., row_blocks_stride].
+  const std::int32_t* row_blocks = nullptr;
+  std::int32_t row_blocks_stride = 0;
+  // Not null: sequence s reads row tables[s] of page_table and of row_blocks, so that queries of
+  // one sequence can each read as much of it as their positions see; [sequences].
+  const std::int32_t* tables = nullptr;
 };
 
 struct DecodeOptions {

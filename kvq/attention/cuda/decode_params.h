@@ -55,6 +55,11 @@ struct RowBlock {
 // Query heads of one pass over a kv head's pages, at most.
 inline constexpr int kMaxPassHeads = 16;
 
+// Exact rows in blocks, wherever each lies: for each sequence the number of its sink block, the
+// page whose tokens the first of its row blocks holds, and the numbers of the row blocks, 64 tokens
+// each. Block b starts at b * sequence_stride of the sinks or the tail.
+inline constexpr int kRowBlocksHeader = 2;
+
 // Progress of one item (a sequence's kv head), alone in its 128-byte line: atomics on one line
 // serialize. All numbers are zero between launches.
 struct alignas(128) ItemCounter {
@@ -82,6 +87,9 @@ struct DecodeParams {
   const SequenceLength* lengths;  // [sequences]
   RowBlock sinks;
   RowBlock tail;
+  const std::int32_t* row_blocks;  // [tables, row_blocks_stride]; null: rows are contiguous
+  std::int32_t row_blocks_stride;
+  const std::int32_t* tables;  // [sequences], which rows of both tables; null: their own
 
   int sequences;
   int kv_heads;

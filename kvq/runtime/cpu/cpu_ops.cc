@@ -16,6 +16,11 @@ namespace {
 // Numbers that one task of a small operation handles: enough to outweigh handing out the task.
 constexpr std::ptrdiff_t kTaskNumbers = 16384;
 
+struct CpuTable final : EmbeddingTable {
+  explicit CpuTable(const TensorRef& table) : tensor(table) {}
+  TensorRef tensor;  // [vocabulary, hidden]
+};
+
 class CpuOps final : public Ops {
  public:
   CpuOps(std::unique_ptr<Multiplier> multiplier, const RowKernels& kernels, ThreadPool& threads)
@@ -46,7 +51,12 @@ class CpuOps final : public Ops {
     return multiplier_->prepare(parts);
   }
 
-  void embed(const TensorRef& table, std::span<const int> tokens, float* output) override {
+  Result<std::unique_ptr<EmbeddingTable>> prepare_table(const TensorRef& table) override {
+    return std::make_unique<CpuTable>(table);
+  }
+
+  void embed(const EmbeddingTable& embedding, std::span<const int> tokens, float* output) override {
+    const TensorRef& table = static_cast<const CpuTable&>(embedding).tensor;
     const std::ptrdiff_t width = table.shape[1];
     for_rows(static_cast<int>(tokens.size()), width, [&](std::ptrdiff_t row) {
       read_floats(tensor_rows(table, tokens[static_cast<std::size_t>(row)], 1),
@@ -69,7 +79,7 @@ class CpuOps final : public Ops {
   }
 
   bool rms_norm(const float* input, const float* weight, float epsilon, int rows, int width,
-                float* output) override {
+                int /*check*/, float* output) override {
     std::atomic<bool> finite{true};
     for_rows(rows, width, [&](std::ptrdiff_t row) {
       if (!kernels_.rms_norm(input + row * width, weight, epsilon, width, output + row * width)) {
@@ -116,7 +126,7 @@ class CpuOps final : public Ops {
     }
   }
 
-  bool all_finite(const float* values, std::size_t count) override {
+  bool all_finite(const float* values, std::size_t count, int /*check*/) override {
     const auto pieces = static_cast<int>((count + kTaskNumbers - 1) / kTaskNumbers);
     std::atomic<bool> finite{true};
     for_rows(pieces, kTaskNumbers, [&](std::ptrdiff_t piece) {
@@ -127,6 +137,22 @@ class CpuOps final : public Ops {
       }
     });
     return finite;
+  }
+
+  std::span<const int> largest(const float* values, int rows, int width) override {
+    largest_.resize(static_cast<std::size_t>(rows));
+    for_rows(rows, width, [&](std::ptrdiff_t row) {
+      const float* first = values + row * width;
+      largest_[static_cast<std::size_t>(row)] =
+          static_cast<int>(std::max_element(first, first + width) - first);
+    });
+    return largest_;
+  }
+
+  Result<std::optional<int>> finish() override { return std::nullopt; }
+
+  Status run(const RecordingKey& /*key*/, const std::function<Status()>& body) override {
+    return body();
   }
 
   void from_host(const float* source, std::size_t count, float* output) override {
@@ -162,6 +188,7 @@ class CpuOps final : public Ops {
     }
   }
 
+  std::vector<int> largest_;
   std::unique_ptr<Multiplier> multiplier_;
   const RowKernels& kernels_;
   ThreadPool& threads_;

@@ -138,7 +138,7 @@ TEST_P(CpuOpsTest, EmbedReadsRowsOfEveryType) {
   const std::vector<int> tokens = {19, 0, 7, 7};
   for (const TensorRef& table : {wide_table, narrow_table}) {
     const DeviceFloats output = on_device(std::vector<float>(tokens.size() * 24));
-    ops_->embed(table, tokens, output.get());
+    ops_->embed(*ops_->prepare_table(table).value(), tokens, output.get());
     for (std::size_t row = 0; row < tokens.size(); ++row) {
       for (std::size_t i = 0; i < 24; ++i) {
         EXPECT_EQ(output.get()[row * 24 + i],
@@ -210,7 +210,7 @@ TEST_P(CpuOpsTest, RmsNormAndSiluRunOverManyRows) {
   const DeviceFloats input = on_device(random_numbers(kRows * kWidth));
   const DeviceFloats weight = on_device(std::vector<float>(kWidth, 2.0F));
   const DeviceFloats output = on_device(std::vector<float>(kRows * kWidth));
-  EXPECT_TRUE(ops_->rms_norm(input.get(), weight.get(), 0, kRows, kWidth, output.get()));
+  EXPECT_TRUE(ops_->rms_norm(input.get(), weight.get(), 0, kRows, kWidth, 0, output.get()));
   for (int row = 0; row < kRows; ++row) {
     double squares = 0;
     for (int i = 0; i < kWidth; ++i) squares += std::pow(output.get()[row * kWidth + i], 2);
@@ -224,9 +224,9 @@ TEST_P(CpuOpsTest, RmsNormAndSiluRunOverManyRows) {
     EXPECT_NEAR(output.get()[i], gate / (1 + std::exp(-gate)) * up, 1e-5);
   }
   input.get()[kRows * kWidth - 1] = NAN;
-  EXPECT_FALSE(ops_->rms_norm(input.get(), weight.get(), 0, kRows, kWidth, output.get()));
-  EXPECT_FALSE(ops_->all_finite(input.get(), kRows * kWidth));
-  EXPECT_TRUE(ops_->all_finite(input.get(), kRows * kWidth - 1));
+  EXPECT_FALSE(ops_->rms_norm(input.get(), weight.get(), 0, kRows, kWidth, 0, output.get()));
+  EXPECT_FALSE(ops_->all_finite(input.get(), kRows * kWidth, 0));
+  EXPECT_TRUE(ops_->all_finite(input.get(), kRows * kWidth - 1, 0));
 }
 
 TEST_P(CpuOpsTest, GatherRowsCopiesThemInOrder) {

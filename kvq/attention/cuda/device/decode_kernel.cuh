@@ -130,7 +130,8 @@ class DecodeWarp {
     const std::byte* place = nullptr;
     if (unit.kind == Unit::kPage) {
       const std::int32_t* const entry =
-          params_.page_table + static_cast<std::int64_t>(work.sequence()) * params_.table_stride +
+          params_.page_table +
+          static_cast<std::int64_t>(table_of(params_, work.sequence())) * params_.table_stride +
           unit.index;
       std::int32_t page;
       asm volatile("ld.global.nc.b32 %0, [%1];" : "=r"(page) : "l"(entry));  // here, not later

@@ -12,28 +12,52 @@
 
 namespace kvq::cuda {
 
+// The row of the tables that a sequence reads.
+__device__ __forceinline__ int table_of(const DecodeParams& params, int sequence) {
+  return params.tables == nullptr ? sequence : params.tables[sequence];
+}
+
 // The exact rows of one kv head of one sequence: sinks, then tail.
 struct ExactRows {
   std::int64_t sink_offset;  // elements
   std::int64_t tail_offset;
+  const std::int32_t* blocks;  // of the tail; null: it is contiguous
+  std::int64_t block_stride;
   int sinks;
   int count;
   int head_dim;
 
   __device__ ExactRows(const DecodeParams& params, int sequence, int kv_head)
-      : sink_offset(sequence * params.sinks.sequence_stride + kv_head * params.sinks.head_stride),
-        tail_offset(sequence * params.tail.sequence_stride + kv_head * params.tail.head_stride),
+      : sink_offset(kv_head * params.sinks.head_stride),
+        tail_offset(kv_head * params.tail.head_stride),
+        blocks(nullptr),
+        block_stride(params.tail.sequence_stride),
         sinks(params.lengths[sequence].sinks),
         count(sinks + params.lengths[sequence].tail),
-        head_dim(params.head_dim) {}
+        head_dim(params.head_dim) {
+    if (params.row_blocks == nullptr) {
+      sink_offset += sequence * params.sinks.sequence_stride;
+      tail_offset += sequence * params.tail.sequence_stride;
+      return;
+    }
+    blocks = params.row_blocks +
+             static_cast<std::int64_t>(table_of(params, sequence)) * params.row_blocks_stride;
+    sink_offset += blocks[0] * params.sinks.sequence_stride;
+    blocks += kRowBlocksHeader + params.lengths[sequence].pages - blocks[1];
+  }
 
   // A row from `count` on is the last one.
   __device__ const std::uint16_t* row(const std::uint16_t* sink_rows,
                                       const std::uint16_t* tail_rows, int index) const {
     index = min(index, count - 1);
-    return index < sinks ? sink_rows + sink_offset + static_cast<std::int64_t>(index) * head_dim
-                         : tail_rows + tail_offset +
-                               static_cast<std::int64_t>(index - sinks) * head_dim;
+    if (index < sinks) return sink_rows + sink_offset + static_cast<std::int64_t>(index) * head_dim;
+    index -= sinks;
+    tail_rows += tail_offset;
+    if (blocks != nullptr) {
+      tail_rows += blocks[index / kPageTokens] * block_stride;
+      index %= kPageTokens;
+    }
+    return tail_rows + static_cast<std::int64_t>(index) * head_dim;
   }
 };
 

@@ -1,0 +1,278 @@
+#include "kvq/runtime/cuda/cuda_attention.h"
+
+#include <algorithm>
+#include <map>
+#include <utility>
+#include <vector>
+
+#include "kvq/attention/cuda/decode.h"
+#include "kvq/cache/cuda/bad_number.h"
+#include "kvq/codec/cuda/packer.h"
+#include "kvq/runtime/cuda/pass_tables.h"
+
+namespace kvq::cuda {
+namespace {
+
+// What works on pages of one format.
+struct FormatKernels {
+  Decode decode;
+  Packer packer;
+  DeviceArray workspace;  // of `decode`
+};
+
+// What the layers of a cache spec share.
+struct SpecKernels {
+  std::shared_ptr<const CacheSpec> spec;
+  std::shared_ptr<const DeviceLayout> layout;
+  std::vector<std::shared_ptr<FormatKernels>> formats;
+  std::vector<int> groups;  // of every layer, its index in `formats`
+
+  const FormatKernels& of(int layer) const {
+    return *formats[static_cast<std::size_t>(groups[static_cast<std::size_t>(layer)])];
+  }
+};
+
+class CudaAttention final : public CachedAttention {
+ public:
+  CudaAttention(std::shared_ptr<Device> device, const AttentionShape& shape, int max_rows)
+      : device_(std::move(device)), shape_(shape), max_rows_(max_rows) {}
+
+  Status initialize() {
+    KVQ_RETURN_IF_ERROR(bad_.reserve(sizeof(BadNumber)));
+    KVQ_RETURN_IF_ERROR(found_.reserve(sizeof(BadNumber)));
+    return clear_bad();
+  }
+
+  Result<Sequence> new_sequence(std::shared_ptr<const CacheSpec> spec,
+                                std::shared_ptr<PagePool> pool) override;
+  Status begin(std::span<const PassItem> items) override;
+  bool add_to_key(RecordingKey& key) const override;
+  Status append(int layer, const float* key, const float* value) override;
+  Status attend(int layer, bool only_wanted, const float* query, float* output) override;
+  Status finish() override;
+  std::string kernel_name(const PageFormat& format, bool decode) const override;
+
+ private:
+  Result<const SpecKernels*> kernels_for(const std::shared_ptr<const CacheSpec>& spec);
+  Result<std::shared_ptr<FormatKernels>> format_kernels(const LayerSpec& layer);
+  Status pack(const FormatKernels& kernels, const PackRange& range) const;
+  // Rows [first, first + count) of the pass attend.
+  Status decode(int layer, int first, int count, const float* query, float* output) const;
+  Error bad_number(BadNumber number) const;
+  Status clear_bad();
+
+  cudaStream_t stream() const { return device_->stream(); }
+
+  std::shared_ptr<Device> device_;
+  AttentionShape shape_;
+  int max_rows_;
+  std::shared_ptr<DeviceArena> arena_;  // made for the first sequence
+  std::map<const CacheSpec*, SpecKernels> specs_;
+  std::map<std::string, std::shared_ptr<FormatKernels>> formats_;
+
+  // Of the running pass.
+  std::span<const PassItem> items_;
+  const SpecKernels* kernels_ = nullptr;
+  PassTables tables_;
+
+  DeviceArray bad_;    // BadNumber
+  PinnedArray found_;  // its copy
+};
+
+Result<Sequence> CudaAttention::new_sequence(std::shared_ptr<const CacheSpec> spec,
+                                             std::shared_ptr<PagePool> pool) {
+  KVQ_RETURN_IF_ERROR(validate(*spec));
+  KVQ_ASSIGN_OR_RETURN(const SpecKernels* kernels, kernels_for(spec));
+  if (arena_ == nullptr) {
+    KVQ_ASSIGN_OR_RETURN(arena_, DeviceArena::create());
+  }
+  return Sequence(std::make_unique<DeviceSequence>(std::move(spec), kernels->layout,
+                                                   std::move(pool), DeviceMemory{device_, arena_}));
+}
+
+Result<const SpecKernels*> CudaAttention::kernels_for(
+    const std::shared_ptr<const CacheSpec>& spec) {
+  const auto found = specs_.find(spec.get());
+  if (found != specs_.end()) return &found->second;
+  SpecKernels kernels;
+  kernels.spec = spec;
+  kernels.layout = std::make_shared<const DeviceLayout>(*spec);
+  for (const LayerSpec& layer : spec->layers) {
+    KVQ_ASSIGN_OR_RETURN(const auto format, format_kernels(layer));
+    const auto at = std::ranges::find(kernels.formats, format);
+    kernels.groups.push_back(static_cast<int>(at - kernels.formats.begin()));
+    if (at == kernels.formats.end()) kernels.formats.push_back(format);
+  }
+  return &specs_.emplace(spec.get(), std::move(kernels)).first->second;
+}
+
+Result<std::shared_ptr<FormatKernels>> CudaAttention::format_kernels(const LayerSpec& layer) {
+  std::shared_ptr<FormatKernels>& kernels = formats_[to_string(layer)];
+  if (kernels != nullptr) return kernels;
+  KVQ_ASSIGN_OR_RETURN(const PageFormat format, PageFormat::create(layer, shape_.head_dim));
+  KVQ_ASSIGN_OR_RETURN(Decode decode, Decode::create(shape_, format, {.max_sequences = max_rows_}));
+  KVQ_ASSIGN_OR_RETURN(const Packer packer, Packer::create(format, shape_.kv_heads));
+  KVQ_ASSIGN_OR_RETURN(DeviceArray workspace, DeviceArray::create(decode.workspace_bytes()));
+  KVQ_RETURN_IF_ERROR(decode.initialize(workspace.as<void>(), stream()));
+  kernels = std::make_shared<FormatKernels>(
+      FormatKernels{std::move(decode), packer, std::move(workspace)});
+  return kernels;
+}
+
+Status CudaAttention::begin(std::span<const PassItem> items) {
+  items_ = items;
+  kernels_ = nullptr;
+  for (const PassItem& item : items) {
+    const auto* sequence = dynamic_cast<const DeviceSequence*>(&item.sequence->state());
+    if (sequence == nullptr) return fail("forward: expected sequences of this engine's device");
+    const auto found = specs_.find(&sequence->spec());
+    if (found == specs_.end() || (kernels_ != nullptr && kernels_ != &found->second)) {
+      return fail("forward: expected sequences of this engine with one cache spec");
+    }
+    kernels_ = &found->second;
+  }
+  KVQ_RETURN_IF_ERROR(device_->synchronize());  // done with the tables of a pass that failed
+  KVQ_RETURN_IF_ERROR(tables_.build(items, *kernels_->layout, arena_->base(), kernels_->groups,
+                                    static_cast<int>(kernels_->formats.size())));
+  if (tables_.rows() > max_rows_) {
+    return fail("forward: a pass of {} tokens: expected at most {}", tables_.rows(), max_rows_);
+  }
+  KVQ_RETURN_IF_ERROR(tables_.copy_to_device(stream()));
+  for (std::size_t group = 0; group < kernels_->formats.size(); ++group) {
+    KVQ_RETURN_IF_ERROR(pack(*kernels_->formats[group], tables_.early(static_cast<int>(group))));
+  }
+  return {};
+}
+
+bool CudaAttention::add_to_key(RecordingKey& key) const {
+  if (!tables_.decodes()) return false;
+  key.push_back(reinterpret_cast<std::uintptr_t>(kernels_));
+  tables_.add_to_key(key);
+  return true;
+}
+
+Status CudaAttention::pack(const FormatKernels& kernels, const PackRange& range) const {
+  if (range.count == 0) return {};
+  PackBatch batch;
+  batch.jobs = tables_.jobs() + range.first;
+  batch.max_jobs = range.count;
+  return kernels.packer.run(batch, stream());
+}
+
+Status CudaAttention::append(int layer, const float* key, const float* value) {
+  const DeviceLayout& layout = *kernels_->layout;
+  AppendRows batch{};
+  batch.key = key;
+  batch.value = value;
+  batch.places = tables_.places();
+  batch.base = arena_->base();
+  batch.bad = bad_.as<BadNumber>();
+  batch.row_offset = layout.row_offset(layer);
+  batch.sink_offset = layout.sink_offset(layer);
+  batch.rows = tables_.rows();
+  batch.kv_heads = layout.kv_heads();
+  batch.head_dim = layout.head_dim();
+  batch.sinks = layout.sinks();
+  batch.layer = layer;
+  KVQ_RETURN_IF_ERROR(check(append_rows(batch, stream()), "append"));
+  KVQ_RETURN_IF_ERROR(pack(kernels_->of(layer), tables_.late(layer)));
+  if (layer + 1 < layout.layers()) return {};
+  return check(cudaMemcpyAsync(found_.as<void>(), bad_.as<void>(), sizeof(BadNumber),
+                               cudaMemcpyDeviceToHost, stream()),
+               "append");
+}
+
+Status CudaAttention::attend(int layer, bool only_wanted, const float* query, float* output) {
+  const std::ptrdiff_t width = std::ptrdiff_t{shape_.query_heads} * shape_.head_dim;
+  const auto wanted = [](const PassItem& item) {
+    return item.logit_rows == static_cast<int>(item.tokens.size());
+  };
+  if (!only_wanted || std::ranges::all_of(items_, wanted)) {
+    return decode(layer, 0, tables_.rows(), query, output);
+  }
+  int end = 0;
+  for (const PassItem& item : items_) {
+    end += static_cast<int>(item.tokens.size());
+    if (item.logit_rows == 0) continue;
+    KVQ_RETURN_IF_ERROR(decode(layer, end - item.logit_rows, item.logit_rows, query, output));
+    output += item.logit_rows * width;
+  }
+  return {};
+}
+
+Status CudaAttention::decode(int layer, int first, int count, const float* query,
+                             float* output) const {
+  const DeviceLayout& layout = *kernels_->layout;
+  const FormatKernels& kernels = kernels_->of(layer);
+  const std::byte* const base = arena_->base();
+  const auto rows = [&](std::int64_t offset, int tokens) {
+    const auto* key = reinterpret_cast<const std::uint16_t*>(base + offset);
+    return RowBlock{key, key + layout.value_offset(tokens),
+                    kBlockUnit / static_cast<std::int64_t>(sizeof(Half)),
+                    layout.head_stride(tokens)};
+  };
+  DecodeBatch batch;
+  batch.sequences = count;
+  batch.query = query + std::ptrdiff_t{first} * shape_.query_heads * shape_.head_dim;
+  batch.output = output;
+  batch.pages = base + layout.page_offset(layer);
+  batch.page_table = tables_.page_table();
+  batch.page_stride = kBlockUnit;
+  batch.head_stride = static_cast<std::int64_t>(layout.format(layer).page_bytes);
+  batch.table_stride = tables_.page_stride();
+  batch.lengths = tables_.lengths() + first;
+  batch.sinks = rows(layout.sink_offset(layer), layout.sinks());
+  batch.tail = rows(layout.row_offset(layer), kPageTokens);
+  batch.row_blocks = tables_.row_blocks();
+  batch.row_blocks_stride = tables_.row_stride();
+  batch.tables = tables_.decodes() ? nullptr : tables_.tables() + first;
+  return kernels.decode.run(batch, kernels.workspace.as<void>(), stream());
+}
+
+Status CudaAttention::finish() {
+  if (const BadNumber found = *found_.as<BadNumber>(); found != kNoBadNumber) {
+    KVQ_RETURN_IF_ERROR(clear_bad());
+    return tl::unexpected(bad_number(found));
+  }
+  for (const PassItem& item : items_) device_sequence(item).finish_chunk();
+  return {};
+}
+
+Error CudaAttention::bad_number(BadNumber number) const {
+  const BadNumberPlace place = describe(number);
+  std::size_t item = 0;
+  int row = place.row;
+  while (row >= static_cast<int>(items_[item].tokens.size())) {
+    row -= static_cast<int>(items_[item].tokens.size());
+    ++item;
+  }
+  std::string text = fmt::format("layer {}, kv head {}, token {}: {}", place.layer, place.kv_head,
+                                 items_[item].sequence->length() + row, place.what);
+  if (items_.size() > 1) text = fmt::format("sequence {}: {}", item, text);
+  return {std::move(text)};
+}
+
+Status CudaAttention::clear_bad() {
+  *found_.as<BadNumber>() = kNoBadNumber;
+  KVQ_RETURN_IF_ERROR(check(cudaMemcpyAsync(bad_.as<void>(), found_.as<void>(), sizeof(BadNumber),
+                                            cudaMemcpyHostToDevice, stream()),
+                            "append"));
+  return device_->synchronize();
+}
+
+std::string CudaAttention::kernel_name(const PageFormat& format, bool /*decode*/) const {
+  const auto kernel = Decode::create(shape_, format, {.max_sequences = 1});
+  return kernel ? kernel->kernel_name() : kernel.error().message;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<CachedAttention>> create_cuda_attention(std::shared_ptr<Device> device,
+                                                               const AttentionShape& shape,
+                                                               int max_rows) {
+  auto attention = std::make_unique<CudaAttention>(std::move(device), shape, max_rows);
+  KVQ_RETURN_IF_ERROR(attention->initialize());
+  return attention;
+}
+
+}  // namespace kvq::cuda
