@@ -165,6 +165,32 @@ def plans(results):
     return table(header, rows) + "\n" + results.provenance("plans", "plans_norm")
 
 
+def speed_gpu_attention(results):
+    """Every case beside the best bf16 attention of the same run."""
+    run = results.record("gpu_attention")["result"]
+    peers = {tuple(peer["shape"]): peer["microseconds"] for peer in run["peers"]}
+    copy = run["copy_gigabytes_per_second"]
+    rows = []
+    for cases in zip(*run["runs"]):
+        case = cases[0]
+        sequences, query_heads, kv_heads, tokens, head_dim = case["shape"]
+        modes = [mode for mode in ("window", "deterministic") if case[mode]]
+        plain = min(peers[tuple(case["shape"])].values())
+        time, bandwidth = (sum(c[key] for c in cases) / len(cases)
+                           for key in ("microseconds", "gigabytes_per_second"))
+        rows.append([f"`{case['spec']}`" + "".join(f", {mode}" for mode in modes),
+                     f"{sequences}, {query_heads}/{kv_heads}, {tokens:,}, {head_dim}",
+                     f"{plain:.1f}", f"{time:.1f}",
+                     f"{min(c['p10'] for c in cases):.1f}..{max(c['p90'] for c in cases):.1f}",
+                     f"{plain / time:.2f}", f"{bandwidth:,.0f}", percent(bandwidth / copy, 0)])
+    header = ["format", "sequences, heads, tokens, head_dim", "bf16 µs", "µs", "p10..p90", "times bf16",
+              "GB/s", "of a copy"]
+    name, sm_clock, memory_clock, driver = run["device"].split(", ")
+    place = (f"{name}, SM clock {sm_clock}, memory {memory_clock}, driver {driver}; a copy in the same "
+             f"run moves {copy:,.0f} GB/s.")
+    return table(header, rows) + "\n\n" + place + "\n" + results.provenance("gpu_attention")
+
+
 def speed_attention(results):
     run = results.record("attention")["result"]
     plain = results.formats("attention")["k16v16"]["seconds"]
@@ -220,7 +246,7 @@ def support(results):
 
 FIGURES = {function.__name__: function for function in (
     headline, overview, accuracy_widths, accuracy_options, accuracy_fits, accuracy_kivi, accuracy_wiki,
-    plans, speed_attention, speed_append, speed_generate, speed_peers, support)}
+    plans, speed_attention, speed_gpu_attention, speed_append, speed_generate, speed_peers, support)}
 
 
 def rewrite(text, results, page):

@@ -28,8 +28,17 @@ SHAPES = [  # sequences, query heads, kv heads, tokens, head_dim
     (16, 32, 32, 8192, 128),
 ]
 CENTRAL = (8, 32, 8, 32768, 128)
-OTHERS = ["k4v4", "k8v4", "k2v2", "k8v8", "k3v3"]
-GENERAL = ["k5v3", "k4:channel:affine:none,v2:affine:none", "k1.58v1.58", "k16v16"]
+SMALL_HEADS = (16, 32, 8, 32768, 64)
+WIDTHS = ["k16v16", "k8v8", "k8v4", "k6v6", "k5v5", "k4v4", "k3v3", "k3v2", "k2v2", "k1.58v1.58", "k1v1"]
+OPTIONS = ["k4:affine,v2:affine", "k4:channel:affine:none,v2:affine:none", "k4:g32,v2:g32"]
+
+
+def cases():
+    """(format, shape, modes) of every line of the table."""
+    yield from (("k4v2", shape, "") for shape in SHAPES + [SMALL_HEADS])
+    yield from (("k4v2", shape, "window") for shape in SHAPES)
+    yield from (("k4v2", SHAPES[i], "deterministic") for i in (0, 1, 3, 5))
+    yield from ((spec, CENTRAL, "") for spec in WIDTHS + OPTIONS)
 
 
 def median_time(run, launches):
@@ -98,20 +107,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("program")
     parser.add_argument("--json")
-    parser.add_argument("--quick", action="store_true", help="the default format only")
+    parser.add_argument("--quick", action="store_true", help="k4v2 only, without modes")
     options = parser.parse_args()
 
-    cases = [("k4v2", shape) for shape in SHAPES]
-    if not options.quick:
-        cases += [("k4v2", (16, 32, 8, 32768, 64))]
-        cases += [(spec, CENTRAL) for spec in OTHERS + GENERAL]
-    lines = [" ".join(map(str, (spec, *shape))) for spec, shape in cases]
-    if not options.quick:
-        lines += [lines[0] + " deterministic", lines[1] + " deterministic", lines[3] + " deterministic"]
+    chosen = [case for case in cases() if not options.quick or (case[0] == "k4v2" and not case[2])]
+    lines = [" ".join(map(str, (spec, *shape, modes))) for spec, shape, modes in chosen]
     ours = []
 
     peers = {}
-    for shape in dict.fromkeys(shape for _, shape in cases):
+    for shape in dict.fromkeys(shape for _, shape, _ in chosen):
         peers[shape] = peer_times(shape)
         torch.cuda.empty_cache()
     copy = copy_bandwidth()
@@ -129,7 +133,7 @@ def main():
         best = min(peers[shape], key=peers[shape].get)
         mean = (first["microseconds"] + second["microseconds"]) / 2
         bandwidth = (first["gigabytes_per_second"] + second["gigabytes_per_second"]) / 2
-        name = first["spec"] + (" deterministic" if first["deterministic"] else "")
+        name = first["spec"] + "".join(f" {mode}" for mode in ("deterministic", "window") if first[mode])
         print(f"{name:40} {str(shape):28} {peers[shape][best]:7.1f} {first['microseconds']:7.2f} {second['microseconds']:7.2f} "
               f"{bandwidth:5.0f} {100 * bandwidth / copy:6.1f} {peers[shape][best] / mean:5.2f}  {best}")
     if options.json:

@@ -1,8 +1,10 @@
 // Times decode attention over packed pages on a CUDA device.
 //
-// Reads cases from standard input, a line each: SPEC SEQUENCES QUERY_HEADS KV_HEADS TOKENS HEAD_DIM
+// Reads cases from standard input, a line each:
+//   SPEC SEQUENCES QUERY_HEADS KV_HEADS TOKENS HEAD_DIM [deterministic] [window]
 // and prints a line of JSON for each. A graph of launches that rotate over at least 300 MB of pages
-// (more than twice any L2), through shuffled page tables; every page is distinct memory.
+// (more than twice any L2), through shuffled page tables; every page is distinct memory. `window`:
+// 4 sinks and a window of 64 are exact rows; otherwise all tokens are in pages.
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
 
@@ -49,6 +51,24 @@ struct Case {
   std::int64_t tokens;
   int head_dim;
   bool deterministic;
+  bool window;
+
+  SequenceLength length() const {
+    constexpr std::int64_t kSinks = 4;
+    constexpr std::int64_t kWindow = 64;
+    if (!window) {
+      return {static_cast<std::int32_t>((tokens + kPageTokens - 1) / kPageTokens), 0, 0};
+    }
+    const std::int64_t pages =
+        std::max<std::int64_t>(0, tokens - 1 - kSinks - kWindow) / kPageTokens;
+    return {static_cast<std::int32_t>(pages), static_cast<std::int32_t>(kSinks),
+            static_cast<std::int32_t>(tokens - kSinks - pages * kPageTokens)};
+  }
+  std::size_t pages() const { return static_cast<std::size_t>(length().pages); }
+  // Elements of the keys of all exact rows.
+  std::size_t exact_numbers() const {
+    return std::size_t(sequences) * kv_heads * (length().sinks + length().tail) * head_dim;
+  }
 };
 
 std::vector<std::byte> random_pages(const PageFormat& format) {
@@ -70,7 +90,8 @@ struct Input {
   Input(const Case& test, const PageFormat& format, const std::vector<std::byte>& distinct,
         int seed)
       : pages(bytes_of(test, format)),
-        table(test.sequences * page_count(test) * sizeof(std::int32_t)),
+        table(test.sequences * test.pages() * sizeof(std::int32_t)),
+        exact(std::max<std::size_t>(1, 2 * test.exact_numbers()) * sizeof(Half)),
         query(query_bytes(test)),
         output(query_bytes(test)) {
     const std::size_t total = bytes_of(test, format);
@@ -82,7 +103,7 @@ struct Input {
                        cudaMemcpyDeviceToDevice));
     }
     std::mt19937_64 engine(seed);
-    std::vector<std::int32_t> order(test.sequences * page_count(test));
+    std::vector<std::int32_t> order(test.sequences * test.pages());
     std::iota(order.begin(), order.end(), 0);
     std::shuffle(order.begin(), order.end(), engine);
     check(cudaMemcpy(table.data, order.data(), order.size() * sizeof(std::int32_t),
@@ -90,14 +111,14 @@ struct Input {
     std::normal_distribution<float> normal;
     std::vector<BFloat16> numbers(query_bytes(test) / sizeof(BFloat16));
     for (BFloat16& number : numbers) number = to_bfloat16(normal(engine));
+    std::vector<Half> rows(2 * test.exact_numbers());
+    for (Half& number : rows) number = to_half(normal(engine));
+    check(cudaMemcpy(exact.data, rows.data(), rows.size() * sizeof(Half), cudaMemcpyHostToDevice));
     check(cudaMemcpy(query.data, numbers.data(), query_bytes(test), cudaMemcpyHostToDevice));
   }
 
-  static std::size_t page_count(const Case& test) {
-    return static_cast<std::size_t>((test.tokens + kPageTokens - 1) / kPageTokens);
-  }
   static std::size_t bytes_of(const Case& test, const PageFormat& format) {
-    return test.sequences * page_count(test) * test.kv_heads * format.page_bytes;
+    return test.sequences * test.pages() * test.kv_heads * format.page_bytes;
   }
   static std::size_t query_bytes(const Case& test) {
     return std::size_t(test.sequences) * test.query_heads * test.head_dim * sizeof(BFloat16);
@@ -105,12 +126,14 @@ struct Input {
 
   Memory pages;
   Memory table;
+  Memory exact;  // keys of sinks, keys of tails, values likewise
   Memory query;
   Memory output;
 };
 
 DecodeBatch batch_of(const Case& test, const PageFormat& format, const Input& input,
                      const SequenceLength* lengths) {
+  const SequenceLength length = test.length();
   DecodeBatch batch;
   batch.sequences = test.sequences;
   batch.query = input.query.data;
@@ -120,8 +143,16 @@ DecodeBatch batch_of(const Case& test, const PageFormat& format, const Input& in
   batch.page_table = static_cast<std::int32_t*>(input.table.data);
   batch.head_stride = static_cast<std::int64_t>(format.page_bytes);
   batch.page_stride = batch.head_stride * test.kv_heads;
-  batch.table_stride = static_cast<std::int32_t>(Input::page_count(test));
+  batch.table_stride = length.pages;
   batch.lengths = lengths;
+  if (!test.window) return batch;
+  const std::int64_t sinks = std::int64_t{length.sinks} * test.head_dim;  // of one kv head
+  const std::int64_t tail = std::int64_t{length.tail} * test.head_dim;
+  const auto* const key = static_cast<std::uint16_t*>(input.exact.data);
+  const std::uint16_t* const value = key + test.exact_numbers();
+  const std::int64_t all_sinks = test.sequences * test.kv_heads * sinks;
+  batch.sinks = {key, value, test.kv_heads * sinks, sinks};
+  batch.tail = {key + all_sinks, value + all_sinks, test.kv_heads * tail, tail};
   return batch;
 }
 
@@ -164,8 +195,7 @@ Status measure(const Case& test) {
   for (int i = 0; i < rotated; ++i) {
     inputs.push_back(std::make_unique<Input>(test, format, distinct, i));
   }
-  const std::vector<SequenceLength> lengths(
-      test.sequences, {static_cast<std::int32_t>(Input::page_count(test)), 0, 0});
+  const std::vector<SequenceLength> lengths(test.sequences, test.length());
   const Memory device_lengths(lengths.size() * sizeof(SequenceLength));
   check(cudaMemcpy(device_lengths.data, lengths.data(), lengths.size() * sizeof(SequenceLength),
                    cudaMemcpyHostToDevice));
@@ -194,12 +224,13 @@ Status measure(const Case& test) {
 
   const double median = times[times.size() / 2];
   fmt::print(
-      R"({{"spec": "{}", "shape": [{}, {}, {}, {}, {}], "kernel": "{}", "deterministic": {}, )"
+      R"({{"spec": "{}", "shape": [{}, {}, {}, {}, {}], "kernel": "{}", "deterministic": {}, "window": {}, )"
       R"("microseconds": {:.2f}, "p10": {:.2f}, "p90": {:.2f}, "gigabytes_per_second": {:.0f}}})"
       "\n",
       test.spec, test.sequences, test.query_heads, test.kv_heads, test.tokens, test.head_dim,
-      decode.kernel_name(), test.deterministic, median, times[times.size() / 10],
-      times[times.size() * 9 / 10], static_cast<double>(bytes) / median * 1e-3);
+      decode.kernel_name(), test.deterministic, test.window, median, times[times.size() / 10],
+      times[times.size() * 9 / 10],
+      static_cast<double>(bytes + 2 * test.exact_numbers() * sizeof(Half)) / median * 1e-3);
   std::fflush(stdout);
   return {};
 }
@@ -209,16 +240,20 @@ int run() {
   while (std::getline(std::cin, line)) {
     std::istringstream words(line);
     Case test{};
-    std::string mode;
-    if (!(words >> test.spec >> test.sequences >> test.query_heads >> test.kv_heads >>
-          test.tokens >> test.head_dim)) {
+    bool valid = static_cast<bool>(words >> test.spec >> test.sequences >> test.query_heads >>
+                                   test.kv_heads >> test.tokens >> test.head_dim);
+    for (std::string mode; words >> mode;) {
+      test.deterministic |= mode == "deterministic";
+      test.window |= mode == "window";
+      valid &= mode == "deterministic" || mode == "window";
+    }
+    if (!valid) {
       std::fprintf(stderr,
-                   "expected SPEC SEQUENCES QUERY_HEADS KV_HEADS TOKENS HEAD_DIM "
-                   "[deterministic], found: %s\n",
+                   "expected SPEC SEQUENCES QUERY_HEADS KV_HEADS TOKENS HEAD_DIM [deterministic] "
+                   "[window], found: %s\n",
                    line.c_str());
       return 2;
     }
-    test.deterministic = words >> mode && mode == "deterministic";
     if (const Status status = measure(test); !status) {
       std::fprintf(stderr, "%s: %s\n", line.c_str(), status.error().message.c_str());
       return 1;
