@@ -53,14 +53,12 @@ Result<Decode> Decode::create(const AttentionShape& shape, const PageFormat& for
   params.claimed_share = options.deterministic ? 0 : kClaimedShare;
 
   const TileShape tiles = tile_shape(shape);
-  const auto [kernel, family] = choose_kernel(format, tiles);
+  const ChosenKernel chosen = choose_kernel(format, tiles);
+  const DecodeKernel& kernel = chosen.kernel;
   decode.kernel_ = kernel.function;
   decode.max_sequences_ = options.max_sequences;
-  decode.name_ = fmt::format("cuda/{} k{}v{} d{}", family, name(format.key.spec.bits),
+  decode.name_ = fmt::format("cuda/{} k{}v{} d{}", chosen.family, name(format.key.spec.bits),
                              name(format.value.spec.bits), 64 * tiles.head_blocks);
-  params.stages = format.page_bytes <= kTwoStagesBytes ? 2 : 1;
-  params.region_bytes =
-      static_cast<int>(rounded(std::max(params.stages * format.page_bytes, kernel.result_bytes)));
   const int tile_heads = std::min(params.heads, tiles.columns * kHeadTile);
   params.partial_floats =
       static_cast<int>(rounded(tile_heads * (64 * tiles.head_blocks + 2) * 4) / 4);
@@ -72,6 +70,13 @@ Result<Decode> Decode::create(const AttentionShape& shape, const PageFormat& for
       cudaDeviceGetAttribute(&decode.blocks_, cudaDevAttrMultiProcessorCount, device), "device"));
   KVQ_RETURN_IF_ERROR(check(
       cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "device"));
+  const auto region_bytes = [&](int stages) {
+    const std::size_t operands = std::size_t(stages) * params.page_bytes + kernel.operand_bytes;
+    return static_cast<int>(rounded(std::max(operands, kernel.result_bytes)));
+  };
+  const bool two_fit = kernel.max_warps * region_bytes(2) <= shared - kSharedHeader;
+  params.stages = format.page_bytes <= kTwoStagesBytes && two_fit ? 2 : 1;
+  params.region_bytes = region_bytes(params.stages);
   decode.warps_ = std::min(kernel.max_warps, (shared - kSharedHeader) / params.region_bytes);
   params.warps = divisor(decode.blocks_ * decode.warps_);
   if (decode.warps_ < 1) {

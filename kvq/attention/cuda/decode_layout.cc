@@ -1,9 +1,14 @@
 #include "kvq/attention/cuda/decode_layout.h"
 
+#include <bit>
+
 #include "kvq/attention/softmax_state.h"
 
 namespace kvq::cuda {
 namespace {
+
+// log2, rounded up: a group that is no power of two is the only one.
+int shift_of(int group) { return std::bit_width(static_cast<unsigned>(group - 1)); }
 
 TensorLayout layout_of(const TensorFormat& format) {
   TensorLayout layout{};
@@ -18,6 +23,8 @@ TensorLayout layout_of(const TensorFormat& format) {
   layout.affine = format.has_centers();
   layout.group_rows = format.group_rows;
   layout.group_depth = format.group_depth;
+  layout.row_shift = shift_of(format.group_rows);
+  layout.depth_shift = shift_of(format.group_depth);
   const int rows = format.is_key ? kBlockRows : padded_channels(format.head_dim);
   layout.row_groups = (rows + format.group_rows - 1) / format.group_rows;
   layout.depth_groups = (format.depth + format.group_depth - 1) / format.group_depth;

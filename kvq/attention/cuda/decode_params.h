@@ -25,6 +25,8 @@ struct TensorLayout {
   bool affine;
   int group_rows;
   int group_depth;
+  int row_shift;               // row >> row_shift is the row group
+  int depth_shift;             // likewise
   int steps;                   // of 16 depths in a block: head_dim / 16 for K, 4 for V
   int row_groups;              // depth-wise: vectors of parameters in the page
   int depth_groups;            // row-wise: vectors of parameters in a block

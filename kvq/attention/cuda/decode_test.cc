@@ -130,6 +130,17 @@ void expect_accurate(const Case& test) {
   }
 }
 
+// Little of everything, for tools that slow a kernel down a hundredfold.
+TEST_F(CudaDecode, Little) {
+  expect_accurate({.spec = "k4v2", .head_dim = 64, .kv_heads = 1, .lengths = {1, 400, 132}});
+  expect_accurate({.spec = "k4v4", .heads = 12, .lengths = {700}});
+  expect_accurate({.spec = "k1.58v5", .head_dim = 64, .heads = 1, .lengths = {500}});
+  expect_accurate({.spec = "k3:g32:channel:affine:minmax:none,v6:channel:affine",
+                   .head_dim = 80,
+                   .heads = 3,
+                   .lengths = {500}});
+}
+
 TEST_F(CudaDecode, FixedPairs) {
   for (const char* spec : {"k8v8", "k8v4", "k4v4", "k4v2", "k3v3", "k2v2"}) {
     for (const int head_dim : {64, 128, 256}) {

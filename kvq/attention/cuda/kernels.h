@@ -11,6 +11,7 @@ struct DecodeKernel {
   const void* function = nullptr;  // null: there is none
   int max_warps = 0;               // of a block
   std::size_t result_bytes = 0;    // shared memory of a warp's result
+  std::size_t operand_bytes = 0;   // behind a warp's stages
 };
 
 // head_blocks: 64 channels each, 1, 2 or 4. head_tiles: 8 query heads each, 1 or 2 (1 for 4

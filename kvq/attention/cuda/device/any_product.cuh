@@ -1,7 +1,7 @@
 // The product of a packed block with an operand, for any width, axis, group and parameters: all of
 // them known at run time only. As block_product.cuh, which says what is computed; here the width is
 // a switch in every step, and loops over steps are not unrolled, so that one small body serves all
-// formats. Operands lie in local memory.
+// formats. Operands lie in shared memory: [step][column tile][lane], 8 bytes.
 #pragma once
 
 #include "kvq/attention/cuda/device/block_product.cuh"
@@ -70,9 +70,9 @@ __device__ __forceinline__ void load_any_row_parameters(std::uint32_t address, i
 __device__ __forceinline__ uint2 load_depth_parameters(std::uint32_t section,
                                                        const TensorLayout& layout, int n, int step,
                                                        Lane lane) {
-  const int span = 2 * layout.group_depth;  // steps of a 64-byte piece
-  const int x = step % span;
-  const std::uint32_t run = section + 64 * ((step / span) * layout.row_groups + n) + 16 * lane.t;
+  const int piece = step >> (layout.depth_shift + 1);  // of 2 * group_depth steps, 64 bytes
+  const int x = step - (piece << (layout.depth_shift + 1));
+  const std::uint32_t run = section + 64 * (piece * layout.row_groups + n) + 16 * lane.t;
   if (layout.group_depth == 4) {
     const std::uint32_t number = load_shared_2(run + 2 * x);
     return make_uint2(number * 0x00010001U, number * 0x00010001U);
@@ -81,35 +81,85 @@ __device__ __forceinline__ uint2 load_depth_parameters(std::uint32_t section,
   return make_uint2(even, layout.group_depth == 2 ? even : load_shared_4(run + 8 + 4 * x));
 }
 
+// One step's product of kTiles row tiles that share their parameters.
+template <int kTiles, int kColumns>
+__device__ __forceinline__ void add_any_depth_step(const TensorLayout& layout, std::uint32_t scales,
+                                                   std::uint32_t centers, int n, int step, Lane lane,
+                                                   const FragmentB (&operand)[kColumns],
+                                                   const FragmentA* a, FragmentC (*sum)[kColumns],
+                                                   FragmentC (&constant)[kColumns]) {
+  const std::uint32_t minus_middle = layout.minus_middle;
+  const FragmentA middle = {minus_middle, minus_middle, minus_middle, minus_middle};
+  const uint2 scale = load_depth_parameters(scales, layout, n, step, lane);
+#pragma unroll
+  for (int c = 0; c < kColumns; ++c) {
+    const std::uint32_t b0 = multiply(operand[c][0], scale.x);
+    const std::uint32_t b1 = multiply(operand[c][1], scale.y);
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j) multiply_add(sum[j][c], a[j], b0, b1);
+    multiply_add(constant[c], middle, b0, b1);
+  }
+  if (!layout.affine) return;
+  const uint2 center = load_depth_parameters(centers, layout, n, step, lane);
+  const FragmentA center_rows = {center.x, center.x, center.y, center.y};
+#pragma unroll
+  for (int c = 0; c < kColumns; ++c) {
+    multiply_add(constant[c], center_rows, operand[c][0], operand[c][1]);
+  }
+}
+
+template <int kColumns>
+__device__ __forceinline__ std::uint32_t operand_address(std::uint32_t operands, int step, Lane lane) {
+  return operands + 256 * kColumns * step + 8 * lane.index;
+}
 template <int kSteps, int kColumns>
+__device__ __forceinline__ void store_operand(const Operand<kSteps, kColumns>& operand,
+                                              std::uint32_t operands, Lane lane) {
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) {
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      store_shared_8(operand_address<kColumns>(operands, step, lane) + 256 * c,
+                     make_uint2(operand.b[step][c][0], operand.b[step][c][1]));
+    }
+  }
+  __syncwarp();
+}
+template <int kColumns>
+__device__ __forceinline__ void load_operand(std::uint32_t operands, int step, Lane lane,
+                                             FragmentB (&b)[kColumns]) {
+#pragma unroll
+  for (int c = 0; c < kColumns; ++c) {
+    const uint2 words = load_shared_8(operand_address<kColumns>(operands, step, lane) + 256 * c);
+    b[c][0] = words.x, b[c][1] = words.y;
+  }
+}
+
+template <int kColumns>
 __device__ __forceinline__ void add_any_depth_wise(const TensorLayout& layout, std::uint32_t block,
                                                    std::uint32_t scales, std::uint32_t centers,
                                                    int first_row, Lane lane,
-                                                   const Operand<kSteps, kColumns>& operand,
+                                                   std::uint32_t operands,
                                                    BlockSum<kColumns>& sum) {
-  const std::uint32_t minus_middle = layout.minus_middle;
-  const FragmentA middle = {minus_middle, minus_middle, minus_middle, minus_middle};
+  const bool shared = layout.group_rows >= kPageTokens;  // by all rows of the block
   BlockSum<kColumns> constant = {};
 #pragma unroll 1
   for (int step = 0; step < layout.steps; ++step) {
     FragmentA a[4];
+    FragmentB b[kColumns];
+    load_operand(operands, step, lane, b);
     load_any_codes(layout, block, step, lane, a);
+    if (shared) {
+      const int n = first_row >> layout.row_shift;
+      add_any_depth_step<4>(layout, scales, centers, n, step, lane, b, a, sum,
+                            constant[0]);
+      continue;
+    }
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const int n = (first_row + 16 * j) / layout.group_rows;
-      const uint2 scale = load_depth_parameters(scales, layout, n, step, lane);
-      const uint2 center =
-          layout.affine ? load_depth_parameters(centers, layout, n, step, lane) : uint2{};
-      const FragmentA center_rows = {center.x, center.x, center.y, center.y};
-#pragma unroll
-      for (int c = 0; c < kColumns; ++c) {
-        const FragmentB& b = operand.b[step][c];
-        const std::uint32_t b0 = multiply(b[0], scale.x);
-        const std::uint32_t b1 = multiply(b[1], scale.y);
-        multiply_add(sum[j][c], a[j], b0, b1);
-        multiply_add(constant[j][c], middle, b0, b1);
-        if (layout.affine) multiply_add(constant[j][c], center_rows, b[0], b[1]);
-      }
+      const int n = (first_row + 16 * j) >> layout.row_shift;
+      add_any_depth_step<1>(layout, scales, centers, n, step, lane, b, &a[j], &sum[j],
+                            constant[j]);
     }
   }
 #pragma unroll
@@ -118,38 +168,39 @@ __device__ __forceinline__ void add_any_depth_wise(const TensorLayout& layout, s
     for (int c = 0; c < kColumns; ++c) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        sum[j][c][e] +=
-            constant[j][c][e & 1] * power_of_two(unit_exponent(layout.bits, j, e >> 1));
+        const float add = shared ? constant[0][c][e & 1] : constant[j][c][e & 1];
+        sum[j][c][e] += add * power_of_two(unit_exponent(layout.bits, j, e >> 1));
       }
     }
   }
 }
 
 // scales, centers: the block's first vector.
-template <int kSteps, int kColumns>
+template <int kColumns>
 __device__ __forceinline__ void add_any_row_wise(const TensorLayout& layout, std::uint32_t block,
                                                  std::uint32_t scales, std::uint32_t centers,
-                                                 Lane lane,
-                                                 const Operand<kSteps, kColumns>& operand,
+                                                 Lane lane, std::uint32_t operands,
                                                  BlockSum<kColumns>& sum) {
   const FragmentA ones = {kHalfOnes, kHalfOnes, kHalfOnes, kHalfOnes};
-  const int vector_bytes = 2 * (kPageTokens / layout.group_rows);
+  const int vector_bytes = 2 * (kPageTokens >> layout.row_shift);
   BlockSum<kColumns> product = {};
   FragmentC total[kColumns] = {};
 #pragma unroll 1
   for (int step = 0; step < layout.steps; ++step) {
     FragmentA a[4];
+    FragmentB b[kColumns];
+    load_operand(operands, step, lane, b);
     load_any_codes(layout, block, step, lane, a);
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
-      const FragmentB& b = operand.b[step][c];
 #pragma unroll
-      for (int j = 0; j < 4; ++j) multiply_add(product[j][c], a[j], b[0], b[1]);
-      multiply_add(total[c], ones, b[0], b[1]);
+      for (int j = 0; j < 4; ++j) multiply_add(product[j][c], a[j], b[c][0], b[c][1]);
+      multiply_add(total[c], ones, b[c][0], b[c][1]);
     }
-    const bool group_ends = 16 * (step + 1) % layout.group_depth == 0;
+    const int group = 16 * step >> layout.depth_shift;
+    const bool group_ends = 16 * (step + 1) >> layout.depth_shift != group;
     if (!group_ends && step + 1 != layout.steps) continue;
-    const int vector = 16 * step / layout.group_depth * vector_bytes;
+    const int vector = group * vector_bytes;
     float scale[4][2];
     float center[4][2] = {};
     load_any_row_parameters(scales + vector, layout.group_rows, lane, scale);
@@ -177,41 +228,42 @@ __device__ __forceinline__ void add_any_row_wise(const TensorLayout& layout, std
   }
 }
 
-template <int kSteps, int kColumns>
+template <int kColumns>
 __device__ __forceinline__ void add_any_plain(const TensorLayout& layout, std::uint32_t block,
-                                              Lane lane, const Operand<kSteps, kColumns>& operand,
+                                              Lane lane, std::uint32_t operands,
                                               BlockSum<kColumns>& sum) {
 #pragma unroll 1
   for (int step = 0; step < layout.steps; ++step) {
     FragmentA a[4];
+    FragmentB b[kColumns];
+    load_operand(operands, step, lane, b);
     Codes<Bits::k16>::load(block, step, layout.steps, lane, a);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
 #pragma unroll
       for (int c = 0; c < kColumns; ++c) {
-        multiply_add(sum[j][c], a[j], operand.b[step][c][0], operand.b[step][c][1]);
+        multiply_add(sum[j][c], a[j], b[c][0], b[c][1]);
       }
     }
   }
 }
 
-// Block `block` of a tensor, in the page at shared address `page`.
-template <int kSteps, int kColumns>
+// Block `block` of a tensor, in the page at shared address `page`, and the operands at `operands`.
+template <int kColumns>
 __device__ __forceinline__ void add_any_product(const TensorLayout& layout, std::uint32_t page,
-                                                int block, Lane lane,
-                                                const Operand<kSteps, kColumns>& operand,
+                                                int block, Lane lane, std::uint32_t operands,
                                                 BlockSum<kColumns>& sum) {
   const std::uint32_t planes = page + layout.planes + block * layout.block_bytes;
   if (layout.bits == Bits::k16) {
-    add_any_plain(layout, planes, lane, operand, sum);
+    add_any_plain(layout, planes, lane, operands, sum);
   } else if (layout.depth_wise) {
     add_any_depth_wise(layout, planes, page + layout.scales, page + layout.centers,
-                       block * kPageTokens, lane, operand, sum);
+                       block * kPageTokens, lane, operands, sum);
   } else {
     // Bytes of the vectors of the blocks before.
-    const int before = 2 * block * layout.depth_groups * (kPageTokens / layout.group_rows);
+    const int before = 2 * block * layout.depth_groups * (kPageTokens >> layout.row_shift);
     add_any_row_wise(layout, planes, page + layout.scales + before, page + layout.centers + before,
-                     lane, operand, sum);
+                     lane, operands, sum);
   }
 }
 

@@ -46,17 +46,6 @@ __device__ __forceinline__ void load_row_parameters(std::uint32_t address, Lane 
   half_pair_to_floats(words.w, numbers[3]);
 }
 
-// Adds what the codes' sums lack for all rows of a tile alike; `constant` as multiply_add() leaves
-// it, in units of 1.
-template <Bits kBits>
-__device__ __forceinline__ void add_constant(const FragmentC& constant, int tile, FragmentC& sum) {
-  using C = Codes<kBits>;
-#pragma unroll
-  for (int e = 0; e < 4; ++e) {
-    sum[e] += constant[e & 1] * power_of_two(C::kUnitPower + C::power(tile, e >> 1));
-  }
-}
-
 template <Bits kBits, int kSteps, int kColumns>
 __device__ __forceinline__ void add_plain_product(const TensorLayout& layout, std::uint32_t block,
                                                   Lane lane, const Operand<kSteps, kColumns>& operand,
@@ -76,16 +65,18 @@ __device__ __forceinline__ void add_plain_product(const TensorLayout& layout, st
   }
 }
 
-// One group of 64 rows: group_rows = 64, group_depth = 1, `vectors` in the page, symmetric.
+// One group of 64 rows: group_rows = 64, group_depth = 1, `vectors` in the page, symmetric. What all
+// rows lack alike goes to constant, in units of 1.
 template <Bits kBits, int kSteps, int kColumns>
 __device__ __forceinline__ void add_fixed_depth_wise(const TensorLayout& layout,
                                                      std::uint32_t block, std::uint32_t scales,
                                                      Lane lane,
                                                      const Operand<kSteps, kColumns>& operand,
-                                                     BlockSum<kColumns>& sum) {
+                                                     BlockSum<kColumns>& sum,
+                                                     float (&constant)[kColumns][2]) {
   const std::uint32_t minus_middle = layout.minus_middle;
   const FragmentA middle = {minus_middle, minus_middle, minus_middle, minus_middle};
-  FragmentC constant[kColumns] = {};
+  FragmentC middles[kColumns] = {};
   uint4 scale = {};
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
@@ -100,15 +91,13 @@ __device__ __forceinline__ void add_fixed_depth_wise(const TensorLayout& layout,
       const std::uint32_t b1 = multiply(operand.b[step][c][1], step % 2 ? scale.w : scale.z);
 #pragma unroll
       for (int j = 0; j < 4; ++j) multiply_add(sum[j][c], a[j], b0, b1);
-      multiply_add(constant[c], middle, b0, b1);
+      multiply_add(middles[c], middle, b0, b1);
     }
   }
 #pragma unroll
-  for (int j = 0; j < 4; ++j) {
-#pragma unroll
-    for (int c = 0; c < kColumns; ++c) {
-      add_constant<kBits>(constant[c], j, sum[j][c]);
-    }
+  for (int c = 0; c < kColumns; ++c) {
+    constant[c][0] += middles[c][0];
+    constant[c][1] += middles[c][1];
   }
 }
 

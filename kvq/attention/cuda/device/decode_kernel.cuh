@@ -106,7 +106,7 @@ class DecodeWarp {
       if (unit.kind == Unit::kPage) {
         attend_page(settle);
       } else {
-        const ExactRows rows(params_, work.sequence(), work.head() / params_.head_tiles);
+        const ExactRows rows(params_, work.sequence(), divide(work.head(), params_.head_tiles));
         attend_exact(params_, rows, kExactUnitRows * unit.index, lane_, query_, sum_);
         settle();
       }
@@ -148,16 +148,21 @@ class DecodeWarp {
   __device__ __forceinline__ void attend_page(const Settle& settle) {
     const std::uint32_t page = copy_.wait();
     BlockSum<kColumns> scores = {};
-    Page::scores(params_, page, lane_, query_, terms_, scores);
+    Page::scores(params_, page, operands(), lane_, query_, terms_, scores);
     Operand<4, kColumns> weights;
     sum_.weigh(scores, weights);
     settle();
-    Page::add_values(params_, page, lane_, weights, sum_.values);
+    Page::add_values(params_, page, operands(), lane_, weights, sum_);
     __syncwarp();
   }
 
   __device__ __forceinline__ std::uint32_t shared_address() const {
     return static_cast<std::uint32_t>(__cvta_generic_to_shared(shared_));
+  }
+  // Shared address of the warp's room for operands.
+  __device__ __forceinline__ std::uint32_t operands() const {
+    return shared_address() + kSharedHeader + index_ * params_.region_bytes +
+           params_.stages * params_.page_bytes;
   }
   __device__ __forceinline__ Closing* closings() const {
     return reinterpret_cast<Closing*>(shared_ + kSharedClosings);
@@ -166,41 +171,45 @@ class DecodeWarp {
   // What does not depend on pages, while the first ones are on their way. The queries' loads go
   // first: behind a page for every warp they would take three times as long.
   __device__ __forceinline__ void prepare_item(Work& work, Start how, Unit& unit, Unit& next) {
-    const int kv_head = work.head() / params_.head_tiles;
+    const int kv_head = divide(work.head(), params_.head_tiles);
     const int first = (work.head() - kv_head * params_.head_tiles) * kHeadTile * kColumns;
     const std::int64_t first_head =
         (static_cast<std::int64_t>(work.sequence()) * params_.kv_heads + kv_head) * params_.heads +
         first;
     const int heads = min(kHeadTile * kColumns, params_.heads - first);
     head_pages_ = params_.pages + kv_head * params_.head_stride;
+    Settled settled[2] = {};
+    if (how == Start::kItem) {
+      settled[0] = settle_now(work);
+      if (params_.stages == 2) settled[1] = settle_now(work);
+    }
     RawQuery<kSteps, kColumns> raw;
     load_raw_query(params_, first_head, heads, lane_, raw);
     if (how == Start::kItem) {
-      for (int stage = 0; stage < params_.stages; ++stage) {
-        const Settled settled = settle_now(work);
-        start(settled);
-        (stage == 0 ? unit : next) = settled.unit;
-      }
+      start(settled[0]);
+      start(settled[1]);
+      unit = settled[0].unit;
+      next = settled[1].unit;
       exact_ = unit.kind == Unit::kExact;
       const Closing closing{work.contributors(), work.item(), first_head, heads};
       if (lane_.index == 0) closings()[index_] = closing;
       __syncwarp();
     }
-    prepare_query(params_, raw, heads, exact_ ? 1 : params_.key_rotation, lane_, query_);
-    Page::prepare(params_, query_, terms_);
+    prepare_query(params_, raw, exact_ ? 1 : params_.key_rotation, lane_, query_);
+    Page::prepare(params_, operands(), lane_, query_, terms_);
   }
 
   // From exact rows to pages: other units, and sums in the values' rotated space.
   __device__ __forceinline__ void enter_pages() {
     exact_ = false;
     rotate();
-    Page::from_plain(params_, sum_.values);
+    values_from_plain(Page::value_bits(params_), sum_);
   }
   __device__ __forceinline__ void leave_units() {
     if (exact_) {
       rotate();
     } else {
-      Page::to_plain(params_, sum_.values);
+      values_to_plain(Page::value_bits(params_), sum_);
     }
   }
   // Through memory, seldom: one small body instead of an unrolled one in every place.

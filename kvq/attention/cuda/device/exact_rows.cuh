@@ -61,25 +61,78 @@ struct ExactRows {
   }
 };
 
+// What a lane holds of 16 exact rows. All loads are started before the first is needed: they take
+// longer than all else.
+template <int kSteps>
+struct ExactKeys {
+  uint2 words[kSteps][2];  // [step][row]
+
+  // Channels from head_dim on are others', of a query that is zero there.
+  __device__ __forceinline__ void load(const DecodeParams& params, const ExactRows& rows, int first,
+                                       Lane lane) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const std::uint16_t* const row =
+          rows.row(params.sinks.key, params.tail.key, first + 2 * lane.g + r) + 4 * lane.t;
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) {
+        uint2& w = words[step][r];
+        asm volatile("ld.global.nc.v2.u32 {%0,%1}, [%2];"
+                     : "=r"(w.x), "=r"(w.y)
+                     : "l"(row + min(16 * step, rows.head_dim - 16)));
+      }
+    }
+  }
+};
+
+// Of one block of 64 channels.
+struct ExactValues {
+  std::uint32_t words[4][4];  // [tile][row]
+
+  // Channels from head_dim on are others': nobody reads what becomes of them.
+  __device__ __forceinline__ void load(const DecodeParams& params, const ExactRows& rows, int first,
+                                       int block, Lane lane) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const std::uint16_t* const row =
+          rows.row(params.sinks.value, params.tail.value, first + 4 * lane.t + i) + 2 * lane.g;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        asm volatile("ld.global.nc.u32 %0, [%1];"
+                     : "=r"(words[j][i])
+                     : "l"(row + min(64 * block + 16 * j, rows.head_dim - 16)));
+      }
+    }
+  }
+
+  template <int kColumns>
+  __device__ __forceinline__ void add(const Operand<1, kColumns>& weights,
+                                      BlockSum<kColumns>& sum) const {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const std::uint32_t(&w)[4] = words[j];
+      const FragmentA a = {__byte_perm(w[0], w[2], 0x5410), __byte_perm(w[0], w[2], 0x7632),
+                           __byte_perm(w[1], w[3], 0x5410), __byte_perm(w[1], w[3], 0x7632)};
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+        multiply_add(sum[j][c], a, weights.b[0][c][0], weights.b[0][c][1]);
+      }
+    }
+  }
+};
+
 // Scores of rows first .. first + 15, in units of log2; rows that do not exist: -infinity.
 template <int kSteps, int kColumns>
-__device__ __forceinline__ void exact_scores(const DecodeParams& params, const ExactRows& rows,
+__device__ __forceinline__ void exact_scores(const ExactKeys<kSteps>& keys, const ExactRows& rows,
                                              int first, Lane lane,
                                              const Query<kSteps, kColumns>& query,
                                              FragmentC (&scores)[1][kColumns]) {
-  const std::uint16_t* key[2];
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    key[r] =
-        rows.row(params.sinks.key, params.tail.key, first + 2 * lane.g + r) + 4 * lane.t;
-  }
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
-    if (16 * step >= rows.head_dim) break;
     FragmentA a;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const uint2 words = *reinterpret_cast<const uint2*>(key[r] + 16 * step);
+      const uint2 words = keys.words[step][r];
       a[r] = __byte_perm(words.x, words.y, 0x5410);
       a[r + 2] = __byte_perm(words.x, words.y, 0x7632);
     }
@@ -99,34 +152,6 @@ __device__ __forceinline__ void exact_scores(const DecodeParams& params, const E
   }
 }
 
-template <int kBlocks, int kColumns>
-__device__ __forceinline__ void add_exact_values(const DecodeParams& params, const ExactRows& rows,
-                                                 int first, Lane lane,
-                                                 const Operand<1, kColumns>& weights,
-                                                 BlockSum<kColumns> (&values)[kBlocks]) {
-  const std::uint16_t* value[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    value[i] = rows.row(params.sinks.value, params.tail.value, first + 4 * lane.t + i) + 2 * lane.g;
-  }
-#pragma unroll
-  for (int tile = 0; tile < 4 * kBlocks; ++tile) {
-    if (16 * tile >= rows.head_dim) break;
-    std::uint32_t words[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      words[i] = *reinterpret_cast<const std::uint32_t*>(value[i] + 16 * tile);
-    }
-    const FragmentA a = {
-        __byte_perm(words[0], words[2], 0x5410), __byte_perm(words[0], words[2], 0x7632),
-        __byte_perm(words[1], words[3], 0x5410), __byte_perm(words[1], words[3], 0x7632)};
-#pragma unroll
-    for (int c = 0; c < kColumns; ++c) {
-      multiply_add(values[tile / 4][tile % 4][c], a, weights.b[0][c][0], weights.b[0][c][1]);
-    }
-  }
-}
-
 // Attends to exact rows first .. first + 15.
 template <int kSteps, int kBlocks, int kColumns>
 __device__ __forceinline__ void attend_exact(const DecodeParams& params, const ExactRows& rows,
@@ -134,11 +159,21 @@ __device__ __forceinline__ void attend_exact(const DecodeParams& params, const E
                                              const Query<kSteps, kColumns>& query,
                                              SoftmaxSum<kBlocks, kColumns>& sum) {
   if (rows.count == 0) return;
+  constexpr int kTogether = kBlocks <= 2 ? kBlocks : 1;  // blocks that registers have room for
+  ExactKeys<kSteps> keys;
+  ExactValues values[kTogether];
+  keys.load(params, rows, first, lane);
+#pragma unroll
+  for (int i = 0; i < kTogether; ++i) values[i].load(params, rows, first, i, lane);
   FragmentC scores[1][kColumns] = {};
-  exact_scores(params, rows, first, lane, query, scores);
+  exact_scores(keys, rows, first, lane, query, scores);
   Operand<1, kColumns> weights;
   sum.weigh(scores, weights);
-  add_exact_values(params, rows, first, lane, weights, sum.values);
+#pragma unroll
+  for (int block = 0; block < kBlocks; ++block) {
+    if (block >= kTogether) values[0].load(params, rows, first, block, lane);
+    values[block < kTogether ? block : 0].add(weights, sum.values[block]);
+  }
 }
 
 }  // namespace kvq::cuda

@@ -10,10 +10,11 @@ namespace kvq::cuda {
 // a lane.
 template <class Page, int kBlocks, int kColumns>
 DecodeKernel instance() {
-  constexpr bool kSmall = kBlocks * kColumns <= 2 && Page::kFewRegisters;
+  constexpr bool kSmall = kBlocks * kColumns <= 2;
   constexpr int kMaxWarps = kSmall ? 12 : 8;
   return {reinterpret_cast<const void*>(&decode_kernel<Page, kBlocks, kColumns, kMaxWarps>),
-          kMaxWarps, BlockResult<kBlocks, kColumns>::kBytes};
+          kMaxWarps, BlockResult<kBlocks, kColumns>::kBytes,
+          Page::template kOperandBytes<4 * kBlocks, kColumns>};
 }
 
 template <class Page>

@@ -41,10 +41,8 @@ class PageCopy {
         waited_(stages) {
 #if __CUDA_ARCH__ >= 900
     if (lane.index == 0) {
-      for (int stage = 0; stage < stages; ++stage) {
-        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barriers + 8 * stage)
-                     : "memory");
-      }
+      asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barriers) : "memory");
+      asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barriers + 8) : "memory");
       asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     asm("createpolicy.fractional.L2::evict_first.b64 %0;" : "=l"(policy_));

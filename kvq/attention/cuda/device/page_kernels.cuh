@@ -23,32 +23,45 @@ __device__ __forceinline__ void multiply_units(BlockSum<kColumns>& sum, float fa
     }
   }
 }
-template <Bits kBits, int kColumns>
-__device__ __forceinline__ void divide_units(BlockSum<kColumns>& sum) {
-  using C = Codes<kBits>;
+
+// Sums of values to units of 1 and back.
+template <int kBlocks, int kColumns>
+__device__ __forceinline__ void values_to_plain(Bits bits, SoftmaxSum<kBlocks, kColumns>& sum) {
 #pragma unroll
-  for (int j = 0; j < 4; ++j) {
+  for (int block = 0; block < kBlocks; ++block) {
+    scale_any_units(bits, -1, 1.0F, sum.values[block]);
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        sum[j][c][e] *= power_of_two(C::kUnitPower + C::power(j, e >> 1));
+#pragma unroll
+        for (int j = 0; j < 4; ++j) sum.values[block][j][c][e] += sum.constants[block][c][e & 1];
       }
+      sum.constants[block][c][0] = sum.constants[block][c][1] = 0;
     }
   }
+}
+template <int kBlocks, int kColumns>
+__device__ __forceinline__ void values_from_plain(Bits bits, SoftmaxSum<kBlocks, kColumns>& sum) {
+#pragma unroll
+  for (int block = 0; block < kBlocks; ++block) scale_any_units(bits, 1, 1.0F, sum.values[block]);
 }
 
 // Symmetric, token axis, groups of 64 channels; or 16 bits.
 template <Bits kKey, Bits kValue>
 struct FixedPage {
-  static constexpr bool kFewRegisters = true;
+  // Shared memory of a warp for operands.
+  template <int kSteps, int kColumns>
+  static constexpr int kOperandBytes = 0;
+
+  __device__ static constexpr Bits value_bits(const DecodeParams&) { return kValue; }
 
   template <int kSteps, int kColumns>
   struct QueryTerms {
     float bias[kSteps / 4][kColumns][2];
   };
   template <int kSteps, int kColumns>
-  __device__ static __forceinline__ void prepare(const DecodeParams& params,
+  __device__ static __forceinline__ void prepare(const DecodeParams& params, std::uint32_t, Lane,
                                                  const Query<kSteps, kColumns>& query,
                                                  QueryTerms<kSteps, kColumns>& terms) {
     query_bias(query.operand, params.key.middle, terms.bias);
@@ -57,7 +70,7 @@ struct FixedPage {
   // Scores of the page's tokens in units of log2.
   template <int kSteps, int kColumns>
   __device__ static __forceinline__ void scores(const DecodeParams& params, std::uint32_t page,
-                                                Lane lane, const Query<kSteps, kColumns>& query,
+                                                std::uint32_t, Lane lane, const Query<kSteps, kColumns>& query,
                                                 const QueryTerms<kSteps, kColumns>& terms,
                                                 BlockSum<kColumns>& sum) {
     const std::uint32_t planes = page + params.key.planes;
@@ -72,32 +85,18 @@ struct FixedPage {
 
   template <int kBlocks, int kColumns>
   __device__ static __forceinline__ void add_values(const DecodeParams& params, std::uint32_t page,
-                                                    Lane lane, const Operand<4, kColumns>& weights,
-                                                    BlockSum<kColumns> (&values)[kBlocks]) {
+                                                    std::uint32_t, Lane lane, const Operand<4, kColumns>& weights,
+                                                    SoftmaxSum<kBlocks, kColumns>& sum) {
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
       const std::uint32_t planes = page + params.value.planes + block * params.value.block_bytes;
       if constexpr (kValue == Bits::k16) {
-        add_plain_product<kValue>(params.value, planes, lane, weights, values[block]);
+        add_plain_product<kValue>(params.value, planes, lane, weights, sum.values[block]);
       } else {
         add_fixed_depth_wise<kValue>(params.value, planes, page + params.value.scales + 64 * block,
-                                     lane, weights, values[block]);
+                                     lane, weights, sum.values[block], sum.constants[block]);
       }
     }
-  }
-
-  // Sums of values to units of 1 and back.
-  template <int kBlocks, int kColumns>
-  __device__ static __forceinline__ void to_plain(const DecodeParams&,
-                                                  BlockSum<kColumns> (&values)[kBlocks]) {
-#pragma unroll
-    for (int block = 0; block < kBlocks; ++block) multiply_units<kValue>(values[block], 1.0F);
-  }
-  template <int kBlocks, int kColumns>
-  __device__ static __forceinline__ void from_plain(const DecodeParams&,
-                                                    BlockSum<kColumns> (&values)[kBlocks]) {
-#pragma unroll
-    for (int block = 0; block < kBlocks; ++block) divide_units<kValue>(values[block]);
   }
 };
 
@@ -133,14 +132,18 @@ __device__ __forceinline__ void with_bits(Bits bits, const Use& use) {
 // Symmetric parameters for each token and 64 channels, or 16 bits; the widths are a switch once a
 // page.
 struct SymmetricPage {
-  static constexpr bool kFewRegisters = true;
+  // Shared memory of a warp for operands.
+  template <int kSteps, int kColumns>
+  static constexpr int kOperandBytes = 0;
+
+  __device__ static Bits value_bits(const DecodeParams& params) { return params.value.bits; }
 
   template <int kSteps, int kColumns>
   struct QueryTerms {
     float bias[kSteps / 4][kColumns][2];
   };
   template <int kSteps, int kColumns>
-  __device__ static __forceinline__ void prepare(const DecodeParams& params,
+  __device__ static __forceinline__ void prepare(const DecodeParams& params, std::uint32_t, Lane,
                                                  const Query<kSteps, kColumns>& query,
                                                  QueryTerms<kSteps, kColumns>& terms) {
     query_bias(query.operand, params.key.middle, terms.bias);
@@ -149,7 +152,7 @@ struct SymmetricPage {
   // Scores of the page's tokens in units of log2.
   template <int kSteps, int kColumns>
   __device__ static __forceinline__ void scores(const DecodeParams& params, std::uint32_t page,
-                                                Lane lane, const Query<kSteps, kColumns>& query,
+                                                std::uint32_t, Lane lane, const Query<kSteps, kColumns>& query,
                                                 const QueryTerms<kSteps, kColumns>& terms,
                                                 BlockSum<kColumns>& sum) {
     const std::uint32_t planes = page + params.key.planes;
@@ -167,87 +170,62 @@ struct SymmetricPage {
 
   template <int kBlocks, int kColumns>
   __device__ static __forceinline__ void add_values(const DecodeParams& params, std::uint32_t page,
-                                                    Lane lane, const Operand<4, kColumns>& weights,
-                                                    BlockSum<kColumns> (&values)[kBlocks]) {
+                                                    std::uint32_t, Lane lane, const Operand<4, kColumns>& weights,
+                                                    SoftmaxSum<kBlocks, kColumns>& sum) {
     with_bits(params.value.bits, [&](auto bits) {
       constexpr Bits kBits = decltype(bits)::value;
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) {
         const std::uint32_t planes = page + params.value.planes + block * params.value.block_bytes;
         if constexpr (kBits == Bits::k16) {
-          add_plain_product<kBits>(params.value, planes, lane, weights, values[block]);
+          add_plain_product<kBits>(params.value, planes, lane, weights, sum.values[block]);
         } else {
           add_fixed_depth_wise<kBits>(params.value, planes,
                                       page + params.value.scales + 64 * block, lane, weights,
-                                      values[block]);
+                                      sum.values[block], sum.constants[block]);
         }
       }
     });
   }
-
-  // Sums of values to units of 1 and back.
-  template <int kBlocks, int kColumns>
-  __device__ static __forceinline__ void to_plain(const DecodeParams& params,
-                                                  BlockSum<kColumns> (&values)[kBlocks]) {
-#pragma unroll
-    for (int block = 0; block < kBlocks; ++block) {
-      scale_any_units(params.value.bits, -1, 1.0F, values[block]);
-    }
-  }
-  template <int kBlocks, int kColumns>
-  __device__ static __forceinline__ void from_plain(const DecodeParams& params,
-                                                    BlockSum<kColumns> (&values)[kBlocks]) {
-#pragma unroll
-    for (int block = 0; block < kBlocks; ++block) {
-      scale_any_units(params.value.bits, 1, 1.0F, values[block]);
-    }
-  }
 };
 
 struct AnyPage {
-  static constexpr bool kFewRegisters = false;
+  template <int kSteps, int kColumns>
+  static constexpr int kOperandBytes = 256 * kColumns * (kSteps + 4);
+
+  __device__ static Bits value_bits(const DecodeParams& params) { return params.value.bits; }
 
   template <int kSteps, int kColumns>
   struct QueryTerms {};
   template <int kSteps, int kColumns>
-  __device__ static __forceinline__ void prepare(const DecodeParams&,
-                                                 const Query<kSteps, kColumns>&,
-                                                 QueryTerms<kSteps, kColumns>&) {}
+  __device__ static __forceinline__ void prepare(const DecodeParams&, std::uint32_t operands,
+                                                 Lane lane, const Query<kSteps, kColumns>& query,
+                                                 QueryTerms<kSteps, kColumns>&) {
+    __syncwarp();
+    store_operand(query.operand, operands, lane);
+  }
 
   template <int kSteps, int kColumns>
   __device__ static __forceinline__ void scores(const DecodeParams& params, std::uint32_t page,
-                                                Lane lane, const Query<kSteps, kColumns>& query,
+                                                std::uint32_t operands, Lane lane,
+                                                const Query<kSteps, kColumns>& query,
                                                 const QueryTerms<kSteps, kColumns>&,
                                                 BlockSum<kColumns>& sum) {
-    add_any_product(params.key, page, 0, lane, query.operand, sum);
+    add_any_product(params.key, page, 0, lane, operands, sum);
     scale_any_units(params.key.bits, -1, query.factor, sum);
   }
 
   template <int kBlocks, int kColumns>
   __device__ static __forceinline__ void add_values(const DecodeParams& params, std::uint32_t page,
-                                                    Lane lane, const Operand<4, kColumns>& weights,
-                                                    BlockSum<kColumns> (&values)[kBlocks]) {
+                                                    std::uint32_t operands, Lane lane,
+                                                    const Operand<4, kColumns>& weights,
+                                                    SoftmaxSum<kBlocks, kColumns>& sum) {
+    operands += 256 * kColumns * 4 * kBlocks;  // behind the query's
+    store_operand(weights, operands, lane);
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
       if (block * kPageTokens >= params.head_dim) break;
-      add_any_product(params.value, page, block, lane, weights, values[block]);
-    }
-  }
-
-  template <int kBlocks, int kColumns>
-  __device__ static __forceinline__ void to_plain(const DecodeParams& params,
-                                                  BlockSum<kColumns> (&values)[kBlocks]) {
-#pragma unroll
-    for (int block = 0; block < kBlocks; ++block) {
-      scale_any_units(params.value.bits, -1, 1.0F, values[block]);
-    }
-  }
-  template <int kBlocks, int kColumns>
-  __device__ static __forceinline__ void from_plain(const DecodeParams& params,
-                                                    BlockSum<kColumns> (&values)[kBlocks]) {
-#pragma unroll
-    for (int block = 0; block < kBlocks; ++block) {
-      scale_any_units(params.value.bits, 1, 1.0F, values[block]);
+      add_any_product(params.value, page, block, lane, operands, sum.values[block]);
     }
   }
 };

@@ -67,7 +67,7 @@ struct Slots {
   __device__ Slots(const Work::Contributors& contributors, int warps_per_block, int warps)
       : blocks(contributors.blocks(warps_per_block)),
         first(contributors.first),
-        first_block(contributors.first / warps_per_block),
+        first_block(divide(contributors.first, warps_per_block)),
         block_warps(warps_per_block),
         passing(warps + contributors.last + 1) {
     count = blocks + (contributors.passing ? 1 : 0);
@@ -168,6 +168,7 @@ class BlockResult {
     const unsigned passing = ballot_warps([&](int warp) { return flags_[warp] != 0; });
     const int heads = min(kHeads, params_.heads);
     const int tasks = (__popc(leaders) + __popc(passing)) * heads;
+#pragma unroll 1
     for (int i = index_; i < tasks; i += block_warps_) {
       const Task task = task_of(i, leaders, passing, heads);
       if (!task.passed && task.head < closings_[task.closing].heads) join_group(task);
@@ -185,6 +186,7 @@ class BlockResult {
       }
     }
     unsigned complete = __ballot_sync(0xffffffffU, last);
+#pragma unroll 1
     for (; complete != 0; complete &= complete - 1) {
       const int i = index_ + (__ffs(static_cast<int>(complete)) - 1) * block_warps_;
       join_slots(task_of(i, leaders, passing, heads));
@@ -201,6 +203,16 @@ class BlockResult {
     float reference = kNoReference;
     float weights = 0;
     float row[2 * kBlocks] = {};
+
+    __device__ __forceinline__ void add(const Joint& other) {
+      const float greatest = fmaxf(reference, other.reference);
+      const float mine = exp2_fast(reference - greatest);
+      const float others = exp2_fast(other.reference - greatest);
+      reference = greatest;
+      weights = weights * mine + other.weights * others;
+#pragma unroll
+      for (int k = 0; k < 2 * kBlocks; ++k) row[k] = row[k] * mine + other.row[k] * others;
+    }
   };
 
   // The warps of the block for which test(warp) holds.
@@ -209,6 +221,7 @@ class BlockResult {
     return __ballot_sync(0xffffffffU, lane_.index < block_warps_ && test(lane_.index));
   }
   __device__ static int nth(unsigned mask, int n) {
+#pragma unroll 1
     for (; n > 0; --n) mask &= mask - 1;
     return __ffs(static_cast<int>(mask)) - 1;
   }
@@ -259,58 +272,67 @@ class BlockResult {
     }
   }
 
-  // Joins `count` results of a head, kTogether at a time so that their loads overlap. state(i):
-  // {reference, weights}, asked by lane i; row(i, numbers): the lane's channels.
-  template <int kTogether, class State, class Row>
-  __device__ __forceinline__ Joint join(int count, const State& state, const Row& row) const {
+  // The lane's channels from `from`, the row's first.
+  __device__ __forceinline__ void load_channels(const float* from,
+                                                float (&numbers)[2 * kBlocks]) const {
+    if constexpr (kBlocks == 1) {
+      const float2 pair = *reinterpret_cast<const float2*>(from + channel());
+      numbers[0] = pair.x, numbers[1] = pair.y;
+    } else {
+#pragma unroll
+      for (int k = 0; k < 2 * kBlocks; k += 4) {
+        const float4 four = *reinterpret_cast<const float4*>(from + channel() + k);
+        numbers[k] = four.x, numbers[k + 1] = four.y;
+        numbers[k + 2] = four.z, numbers[k + 3] = four.w;
+      }
+    }
+  }
+
+  // Joins up to 32 results of a head. offset: of result `lane`, from `results`; row, state: of a
+  // result's row and {reference, weights} from there; all in floats. One body for shared memory and
+  // slots: code that runs once has to be fetched first.
+  __device__ __noinline__ Joint join(const float* results, int count, int offset, int row,
+                                     int state) const {
+    constexpr int kTogether = kBlocks <= 2 ? 16 : 8;  // so that their loads overlap
+    float2 own = make_float2(kNoReference, 0);
+    if (lane_.index < count) own = *reinterpret_cast<const float2*>(results + offset + state);
     Joint joint;
+    float factor = 0;
 #pragma unroll 1
     for (int first = 0; first < count; first += kTogether) {
-      const int some = min(count - first, kTogether);
-      float2 own = make_float2(kNoReference, 0);
-      if (lane_.index < some) own = state(first + lane_.index);
       float numbers[kTogether][2 * kBlocks];
 #pragma unroll
-      for (int i = 0; i < kTogether; ++i) row(first + min(i, some - 1), numbers[i]);
-      float greatest = fmaxf(own.x, joint.reference);
-#pragma unroll
-      for (int distance = 1; distance < 32; distance *= 2) {
-        greatest = fmaxf(greatest, __shfl_xor_sync(0xffffffffU, greatest, distance));
+      for (int i = 0; i < kTogether; ++i) {
+        const int other = __shfl_sync(0xffffffffU, offset, min(first + i, count - 1));
+        load_channels(results + other + row, numbers[i]);
       }
-      const float before = exp2_fast(joint.reference - greatest);
-      const float factor = lane_.index < some ? exp2_fast(own.x - greatest) : 0.0F;
-      float weights = own.y * factor;
-#pragma unroll
-      for (int distance = 1; distance < 32; distance *= 2) {
-        weights += __shfl_xor_sync(0xffffffffU, weights, distance);
+      if (first == 0) {
+        joint.reference = greatest_of_warp(own.x);
+        if (lane_.index < count) factor = exp2_fast(own.x - joint.reference);
       }
-      joint.reference = greatest;
-      joint.weights = joint.weights * before + weights;
-#pragma unroll
-      for (int k = 0; k < 2 * kBlocks; ++k) joint.row[k] *= before;
 #pragma unroll
       for (int i = 0; i < kTogether; ++i) {
-        const float other = __shfl_sync(0xffffffffU, factor, i);
+        const float other = __shfl_sync(0xffffffffU, factor, first + i);
+        joint.weights += __shfl_sync(0xffffffffU, own.y, first + i) * other;
 #pragma unroll
         for (int k = 0; k < 2 * kBlocks; ++k) joint.row[k] += numbers[i][k] * other;
       }
     }
     return joint;
   }
+  __device__ static float greatest_of_warp(float number) {
+    // As integers, negative numbers compare the wrong way round.
+    const auto turned = [](int bits) { return bits ^ ((bits >> 31) & 0x7fffffff); };
+    return __int_as_float(
+        turned(__reduce_max_sync(0xffffffffU, turned(__float_as_int(number)))));
+  }
 
   // The block's results of a head, to the output or to the block's slot.
   __device__ __forceinline__ void join_group(const Task& task) const {
     const int leader = task.closing;
-    const Joint joint = join<4>(
-        group_size(leader), [&](int i) { return states(leader + i)[task.head]; },
-        [&](int i, float(&numbers)[2 * kBlocks]) {
-          const float* const from = rows(leader + i) + task.head * kStride + channel();
-#pragma unroll
-          for (int k = 0; k < 2 * kBlocks; k += 2) {
-            const float2 pair = *reinterpret_cast<const float2*>(from + k);
-            numbers[k] = pair.x, numbers[k + 1] = pair.y;
-          }
-        });
+    const Joint joint = join(rows(leader), group_size(leader),
+                             lane_.index * (params_.region_bytes / 4), task.head * kStride,
+                             kHeads * kStride + 2 * task.head);
     const Closing& closing = closings_[leader];
     if (closing.contributors.count(block_warps_) == 1) {
       if (task.head == 0 && lane_.index == 0) params_.counters[closing.item].claims = 0;
@@ -333,20 +355,13 @@ class BlockResult {
   __device__ __forceinline__ void join_slots(const Task& task) const {
     const Closing& closing = closings_[task.closing];
     const Slots slots(closing.contributors, block_warps_, params_.warps.number);
-    const int states_begin = closing.heads * kChannels + 2 * task.head;
-    const Joint joint = join<kBlocks <= 2 ? 16 : 8>(
-        slots.count,
-        [&](int i) {
-          return __ldcg(reinterpret_cast<const float2*>(slot(slots[i]) + states_begin));
-        },
-        [&](int i, float(&numbers)[2 * kBlocks]) {
-          const float* const from = slot(slots[i]) + task.head * kChannels + channel();
-#pragma unroll
-          for (int k = 0; k < 2 * kBlocks; k += 2) {
-            const float2 pair = __ldcg(reinterpret_cast<const float2*>(from + k));
-            numbers[k] = pair.x, numbers[k + 1] = pair.y;
-          }
-        });
+    Joint joint;
+#pragma unroll 1
+    for (int first = 0; first < slots.count; first += 32) {
+      joint.add(join(params_.partials, min(slots.count - first, 32),
+                     slots[first + lane_.index] * params_.partial_floats, task.head * kChannels,
+                     closing.heads * kChannels + 2 * task.head));
+    }
     write(joint, closing.first_head + task.head);
   }
 

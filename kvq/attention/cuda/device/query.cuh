@@ -43,20 +43,29 @@ __device__ __forceinline__ void load_raw_query(const DecodeParams& params, std::
   }
 }
 
-__device__ __forceinline__ void convert_four(const uint4& words, NumberType type,
-                                             float (&numbers)[4]) {
-  if (type == NumberType::kFloat32) {
+template <NumberType kType>
+__device__ __forceinline__ void convert_four(const uint4& words, float (&numbers)[4]) {
+  if constexpr (kType == NumberType::kFloat32) {
     numbers[0] = __uint_as_float(words.x), numbers[1] = __uint_as_float(words.y);
     numbers[2] = __uint_as_float(words.z), numbers[3] = __uint_as_float(words.w);
-    return;
-  }
-  const std::uint32_t pairs[2] = {words.x, words.y};
-  const bool is_half = type == NumberType::kFloat16;
+  } else {
+    const std::uint32_t pairs[2] = {words.x, words.y};
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const float2 half = __half22float2(pair_of(pairs[i]));
-    numbers[2 * i] = is_half ? half.x : __uint_as_float(pairs[i] << 16);
-    numbers[2 * i + 1] = is_half ? half.y : __uint_as_float(pairs[i] & 0xffff0000U);
+    for (int i = 0; i < 2; ++i) {
+      const float2 half = __half22float2(pair_of(pairs[i]));
+      constexpr bool kHalf = kType == NumberType::kFloat16;
+      numbers[2 * i] = kHalf ? half.x : __uint_as_float(pairs[i] << 16);
+      numbers[2 * i + 1] = kHalf ? half.y : __uint_as_float(pairs[i] & 0xffff0000U);
+    }
+  }
+}
+template <NumberType kType, int kSteps, int kColumns>
+__device__ __forceinline__ void convert(const RawQuery<kSteps, kColumns>& raw,
+                                        float (&numbers)[kColumns][kSteps][4]) {
+#pragma unroll
+  for (int c = 0; c < kColumns; ++c) {
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) convert_four<kType>(raw.words[c][step], numbers[c][step]);
   }
 }
 
@@ -131,21 +140,29 @@ __device__ __forceinline__ int common_exponent(const float (&numbers)[kColumns][
 
 // The operand is divided by a power of two (and, rotated, by the root of the transform's length), so
 // that no number exceeds 1: products with any fp16 scale stay in range.
-// heads: how many of 8 * kColumns there are. rotation: length of the Hadamard transform, 1 for none.
+// rotation: length of the Hadamard transform, 1 for none.
 template <int kSteps, int kColumns>
 __device__ __forceinline__ void prepare_query(const DecodeParams& params,
-                                              const RawQuery<kSteps, kColumns>& raw, int heads,
+                                              const RawQuery<kSteps, kColumns>& raw,
                                               int rotation, Lane lane,
                                               Query<kSteps, kColumns>& query) {
   float numbers[kColumns][kSteps][4];
+  if (params.query_type == NumberType::kBFloat16) {
+    convert<NumberType::kBFloat16>(raw, numbers);
+  } else if (params.query_type == NumberType::kFloat16) {
+    convert<NumberType::kFloat16>(raw, numbers);
+  } else {
+    convert<NumberType::kFloat32>(raw, numbers);
+  }
+  if (params.head_dim < 16 * kSteps) {
 #pragma unroll
-  for (int c = 0; c < kColumns; ++c) {
+    for (int c = 0; c < kColumns; ++c) {
 #pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      convert_four(raw.words[c][step], params.query_type, numbers[c][step]);
-      if (kHeadTile * c + lane.g >= heads || 16 * step >= params.head_dim) {
+      for (int step = 0; step < kSteps; ++step) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) numbers[c][step][i] = 0;
+        for (int i = 0; i < 4; ++i) {
+          if (16 * step >= params.head_dim) numbers[c][step][i] = 0;
+        }
       }
     }
   }

@@ -18,6 +18,7 @@ struct SoftmaxSum {
   float reference[kColumns][2];  // of heads 2t, 2t + 1 of each tile of columns
   FragmentC weights[kColumns];   // sum of the weights; rows alike
   BlockSum<kColumns> values[kBlocks];  // sum of weight * value
+  float constants[kBlocks][kColumns][2];  // to be added to all channels of a block, in units of 1
 
   __device__ __forceinline__ void clear() {
 #pragma unroll
@@ -29,16 +30,16 @@ struct SoftmaxSum {
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
+      for (int c = 0; c < kColumns; ++c) {
+        constants[block][c][0] = constants[block][c][1] = 0;
 #pragma unroll
-        for (int c = 0; c < kColumns; ++c) {
+        for (int j = 0; j < 4; ++j) {
 #pragma unroll
           for (int e = 0; e < 4; ++e) values[block][j][c][e] = 0;
         }
       }
     }
   }
-
 
   // Turns scores in units of log2 into weights, operands of the product with values, and counts
   // them. -infinity: no such token.
@@ -84,6 +85,7 @@ __device__ __forceinline__ void SoftmaxSum<kBlocks, kColumns>::weigh(
         weights[c][e + 2] *= factor;
 #pragma unroll
         for (int block = 0; block < kBlocks; ++block) {
+          constants[block][c][e] *= factor;
 #pragma unroll
           for (int j = 0; j < 4; ++j) {
             values[block][j][c][e] *= factor;

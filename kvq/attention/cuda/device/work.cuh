@@ -2,7 +2,8 @@
 // from the sequences' lengths, so that lengths may change between launches of one graph.
 //
 //   item   = one kv head (and tile of query heads) of one sequence
-//   unit   = a page, or 16 exact rows; an item's exact units come first
+//   unit   = a page, or 16 exact rows; exact units lie evenly between an item's fixed pages, and a
+//            warp takes its own first
 //   fixed  = an item's units but for a share of the pages of a long item, which the warps that
 //            have finished claim one by one: the drift of a static split costs 10 %
 //
@@ -26,7 +27,7 @@
 
 namespace kvq::cuda {
 
-// dividend / divisor, rounded down; dividend >= 0, quotient below 2^22.
+// dividend / divisor, rounded down; dividend >= 0, quotient below 2^20.
 __device__ __forceinline__ int divide(int dividend, Divisor divisor) {
   int quotient = __float2int_rz(static_cast<float>(dividend) * divisor.inverse);
   const int rest = dividend - quotient * divisor.number;
@@ -35,7 +36,7 @@ __device__ __forceinline__ int divide(int dividend, Divisor divisor) {
   return quotient;
 }
 __device__ __forceinline__ int divide(int dividend, int divisor) {
-  return divide(dividend, Divisor{divisor, __frcp_rn(static_cast<float>(divisor))});
+  return divide(dividend, Divisor{divisor, __fdividef(1.0F, static_cast<float>(divisor))});
 }
 
 struct SequenceUnits {
@@ -70,11 +71,13 @@ class Work {
         items_per_sequence_(params.kv_heads * params.head_tiles) {
     const SequenceLength first = length_of(lane.index);
     int units = units_of(first);
+#pragma unroll 1
     for (int i = 32 + lane.index; i < params.sequences; i += 32) units += units_of(length_of(i));
     units = __reduce_add_sync(0xffffffffU, units) * items_per_sequence_;
     const int long_item = 2 * divide(units, params.warps) + 2;
     int fixed = count(first, long_item).fixed;
     int longest = fixed;
+#pragma unroll 1
     for (int i = 32 + lane.index; i < params.sequences; i += 32) {
       const int other = count(length_of(i), long_item).fixed;
       fixed += other;
@@ -90,9 +93,8 @@ class Work {
     if (lane.index == 0) *cut_ = mine;
     idle_ = warp >= mine.warps.number;
     if (idle_) return;
-    position_ = begin_of(mine, warp);
     end_ = begin_of(mine, warp + 1);
-    find_first_item(first, mine.long_item);
+    find_first_item(begin_of(mine, warp), first, mine.long_item);
     __syncwarp();
   }
 
@@ -103,10 +105,12 @@ class Work {
   // which had better be asked later.
   __device__ bool request(Unit& unit, int& claim) {
     unit = {Unit::kNone, 0};
-    if (position_ < min(end_, item_begin_ + units_.fixed)) {
-      const int index = position_++ - item_begin_;
-      const bool exact = index < units_.exact;
-      unit = {exact ? Unit::kExact : Unit::kPage, exact ? index : index - units_.exact};
+    if (exact_ < exact_end_) {
+      unit = {Unit::kExact, exact_++};
+      return true;
+    }
+    if (page_ < page_end_) {
+      unit = {Unit::kPage, page_++};
       return true;
     }
     if (another_item() || units_.fixed >= units_.total) return true;
@@ -122,15 +126,16 @@ class Work {
     return {Unit::kNone, 0};
   }
 
-  // The item's part of the range is done, and the range goes on.
-  __device__ bool another_item() const { return position_ < end_; }
+  // The range goes on behind the item.
+  __device__ bool another_item() const { return item_begin_ + units_.fixed < end_; }
   __device__ void start_next_item() {
-    item_begin_ = position_;
+    item_begin_ += units_.fixed;
     if (++head_ == items_per_sequence_) {
       head_ = 0;
       ++sequence_;
     }
     units_ = count(length_of(sequence_), cut_->long_item);
+    start_item(item_begin_);
   }
 
   __device__ int sequence() const { return sequence_; }
@@ -145,7 +150,8 @@ class Work {
     bool passing;
     // Warps first .. last in blocks of `warps_per_block`, and the passing one.
     __device__ int blocks(int warps_per_block) const {
-      return last < first ? 0 : last / warps_per_block - first / warps_per_block + 1;
+      if (last < first) return 0;
+      return divide(last, warps_per_block) - divide(first, warps_per_block) + 1;
     }
     __device__ int count(int warps_per_block) const {
       return blocks(warps_per_block) + (passing ? 1 : 0);
@@ -199,14 +205,31 @@ class Work {
         __fdividef(static_cast<float>(position), static_cast<float>(cut.fixed_units)) *
         static_cast<float>(cut.warps.number));
     warp = min(warp, cut.warps.number - 1);
+#pragma unroll 1
     while (warp > 0 && last_position(cut, warp - 1) >= position) --warp;
+#pragma unroll 1
     while (last_position(cut, warp) < position) ++warp;
     return warp;
   }
 
+  // The warp's units of the item: from `position`, in the item, to the end of the range.
+  __device__ __forceinline__ void start_item(int position) {
+    const int first = position - item_begin_;
+    const int last = min(end_ - item_begin_, units_.fixed);
+    exact_ = exact_end_ = 0;
+    if (units_.exact > 0) {
+      const int distance = divide(units_.fixed, units_.exact);
+      exact_ = min(divide(first + distance - 1, distance), units_.exact);
+      exact_end_ = min(divide(last + distance - 1, distance), units_.exact);
+    }
+    page_ = first - exact_;
+    page_end_ = last - exact_end_;
+  }
+
   // own: length of the sequence of the lane's number.
-  __device__ __forceinline__ void find_first_item(SequenceLength own, int long_item) {
+  __device__ __forceinline__ void find_first_item(int position, SequenceLength own, int long_item) {
     int before = 0;  // fixed units of the sequences before the 32 at hand, one item each
+#pragma unroll 1
     for (int first = 0;; first += 32) {
       if (first > 0) own = length_of(first + lane_.index);
       const int fixed = count(own, long_item).fixed;
@@ -217,7 +240,7 @@ class Work {
         if (lane_.index >= distance) through += other;
       }
       const unsigned beyond =
-          __ballot_sync(0xffffffffU, (before + through) * items_per_sequence_ > position_);
+          __ballot_sync(0xffffffffU, (before + through) * items_per_sequence_ > position);
       if (beyond == 0 && first + 32 < params_.sequences) {
         before += __shfl_sync(0xffffffffU, through, 31);
         continue;
@@ -230,8 +253,9 @@ class Work {
                                      __shfl_sync(0xffffffffU, own.sinks, found),
                                      __shfl_sync(0xffffffffU, own.tail, found)};
       units_ = count(length, long_item);
-      head_ = divide(position_ - begin, units_.fixed);
+      head_ = divide(position - begin, units_.fixed);
       item_begin_ = begin + head_ * units_.fixed;
+      start_item(position);
       return;
     }
   }
@@ -241,12 +265,15 @@ class Work {
   Cut* cut_;
   bool idle_;
   int items_per_sequence_;
-  int position_;  // of the next unit to ask for
   int end_;
   int sequence_;
   int head_;
   int item_begin_;
   SequenceUnits units_;
+  int exact_;  // the next unit to ask for
+  int exact_end_;
+  int page_;
+  int page_end_;
 };
 
 }  // namespace kvq::cuda
