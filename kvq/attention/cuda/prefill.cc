@@ -60,7 +60,7 @@ int share_memory(int slot_bytes, int limit, PrefillParams& params) {
     int raw_buffers;
   };
   int bytes = 0;
-  for (const auto [slots, raw_buffers] : {Split{2, 2}, Split{2, 1}, Split{1, 1}}) {
+  for (const auto [slots, raw_buffers] : {Split{3, 2}, Split{2, 2}, Split{2, 1}, Split{1, 1}}) {
     params.slots = slots;
     params.raw_buffers = raw_buffers;
     bytes = 2 * slots * (slot_bytes + kSlotBarrierBytes) +

@@ -65,26 +65,42 @@ __device__ __forceinline__ void wait_page(Barrier, std::uint32_t) { wait_copies(
 
 #endif
 
+// The exact keys, or values, of a tile: row i is at (i < sinks ? sink : tail) + i * head_dim.
+struct ExactSource {
+  const std::uint16_t* sink;
+  const std::uint16_t* tail;
+  int sinks;
+  int last;
+
+  __device__ ExactSource(const PrefillParams& params, const PrefillTile& tile, bool keys)
+      : sinks(tile.sinks), last(tile.exact_rows - 1) {
+    const auto head = [&](const RowBlock& rows) {
+      return (keys ? rows.key : rows.value) + tile.sequence * rows.sequence_stride +
+             tile.kv_head * rows.head_stride;
+    };
+    sink = head(params.sinks);
+    tail = head(params.tail) +
+           static_cast<std::int64_t>(tile.exact_first - tile.tail_first - sinks) * params.head_dim;
+  }
+};
+
 // Exact rows first .. first + 63, copies of the last one from the end on.
-template <int kBlocks, bool kKey>
-__device__ __forceinline__ void fetch_exact(const PrefillParams& params, const PrefillTile& tile,
-                                            int first, int thread, std::uint32_t raw) {
+template <int kBlocks>
+__device__ __forceinline__ void fetch_exact(const ExactSource& source, int head_dim, int first,
+                                            int thread, std::uint32_t raw) {
   const int piece = thread % 8;
-#pragma unroll 1
-  for (int row = thread / 8; row < kPageTokens; row += kFetchThreads / 8) {
-    const int index = min(first + row, tile.exact_rows - 1);
-    const bool is_sink = index < tile.sinks;
-    const RowBlock& rows = is_sink ? params.sinks : params.tail;
-    const int number = is_sink ? index : tile.exact_first - tile.tail_first + index - tile.sinks;
-    const std::uint16_t* const source =
-        (kKey ? rows.key : rows.value) + tile.sequence * rows.sequence_stride +
-        tile.kv_head * rows.head_stride + static_cast<std::int64_t>(number) * params.head_dim;
+#pragma unroll
+  for (int i = 0; i < 8 * kPageTokens / kFetchThreads; ++i) {
+    const int row = thread / 8 + i * (kFetchThreads / 8);
+    const int index = min(first + row, source.last);
+    const std::uint16_t* const numbers = (index < source.sinks ? source.sink : source.tail) +
+                                         static_cast<std::int64_t>(index) * head_dim;
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
       const int channel = 64 * block + 8 * piece;
       const std::uint32_t target = raw + block * kTileBlockBytes + piece_offset(row, piece);
-      if (channel < params.head_dim) {
-        copy_16_async(target, source + channel);
+      if (channel < head_dim) {
+        copy_16_async(target, numbers + channel);
       } else {
         store_shared_16(target, uint4{});
       }
@@ -95,16 +111,25 @@ __device__ __forceinline__ void fetch_exact(const PrefillParams& params, const P
 template <int kBlocks>
 __device__ __forceinline__ void copy_exact_keys(std::uint32_t raw, int thread, std::uint32_t tile) {
 #pragma unroll
-  for (int i = 0; i < kBlocks * kTileBlockBytes / (16 * kFetchThreads); ++i) {
-    const int offset = 16 * (thread + i * kFetchThreads);
-    store_shared_16(tile + offset, load_shared_16(raw + offset));
+  for (int block = 0; block < kBlocks; ++block) {
+    constexpr int kPieces = kTileBlockBytes / (16 * kFetchThreads);
+    const int offset = block * kTileBlockBytes + 16 * thread;
+    uint4 pieces[kPieces];
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      pieces[i] = load_shared_16(raw + offset + 16 * kFetchThreads * i);
+    }
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      store_shared_16(tile + offset + 16 * kFetchThreads * i, pieces[i]);
+    }
   }
 }
 
 template <int kBlocks>
 __device__ __forceinline__ void transpose_exact_values(std::uint32_t raw, int warp, Lane lane,
                                                        std::uint32_t tile) {
-#pragma unroll 1
+#pragma unroll 2
   for (int i = warp; i < 16 * kBlocks; i += kUnpackWarps) {
     const int block = i / 16 * kTileBlockBytes;
     const int channels = i % 8;  // eight, as are `tokens`

@@ -41,10 +41,14 @@ template <int kGroups>
 __device__ __forceinline__ void prepare_memory(const PrefillParams& params,
                                                const PrefillMemory& memory) {
   const std::uint32_t thread = threadIdx.x;
-  for (std::uint32_t at = memory.keys + 16 * thread; at < memory.raw_keys; at += 16 * blockDim.x) {
-    store_shared_16(at, uint4{});  // what no unit writes meets zeros of a query
+  if (params.head_dim != memory.slot_bytes / kTileBlockBytes * 64) {
+    // What no unit writes meets zeros of a query, or weights of no output.
+    for (std::uint32_t at = memory.keys + 16 * thread; at < memory.raw_keys;
+         at += 16 * blockDim.x) {
+      store_shared_16(at, uint4{});
+    }
+    publish_to_products();
   }
-  publish_to_products();
   if (thread < static_cast<std::uint32_t>(2 * params.slots)) {
     const std::uint32_t barriers = memory.key_barriers + kSlotBarrierBytes * thread;
     Barrier{barriers}.init(kUnpackWarps);

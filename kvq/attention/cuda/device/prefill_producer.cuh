@@ -115,17 +115,20 @@ class PrefillProducer {
     const bool ahead = params_.raw_buffers > 1;
     int buffer = 0;
     synchronize();
-    if (ahead) fetch_rows(0, 0);
+    const ExactSource rows(params_, tile_, kKey);
+    if (ahead) fetch_rows(rows, 0, 0);
     for (int first = 0; first < tile_.exact_rows; first += kPageTokens) {
       if (!ahead) {
         synchronize();
-        fetch_rows(first, 0);
+        fetch_rows(rows, first, 0);
       }
       wait_copies();
       synchronize();
       const std::uint32_t source = raw_ + buffer * params_.raw_bytes;
       if (ahead) buffer ^= 1;
-      if (ahead && first + kPageTokens < tile_.exact_rows) fetch_rows(first + kPageTokens, buffer);
+      if (ahead && first + kPageTokens < tile_.exact_rows) {
+        fetch_rows(rows, first + kPageTokens, buffer);
+      }
       const std::uint32_t target = begin_slot();
       if constexpr (kKey) {
         copy_exact_keys<kBlocks>(source, thread_, target);
@@ -135,8 +138,8 @@ class PrefillProducer {
       end_slot();
     }
   }
-  __device__ __forceinline__ void fetch_rows(int first, int buffer) const {
-    fetch_exact<kBlocks, kKey>(params_, tile_, first, thread_, raw_ + buffer * params_.raw_bytes);
+  __device__ __forceinline__ void fetch_rows(const ExactSource& rows, int first, int buffer) const {
+    fetch_exact<kBlocks>(rows, params_.head_dim, first, thread_, raw_ + buffer * params_.raw_bytes);
   }
 
   // Where the next tile goes, once there is room.

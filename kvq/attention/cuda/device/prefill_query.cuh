@@ -49,16 +49,6 @@ struct QueryRows {
   }
 };
 
-__device__ __forceinline__ float2 load_query_pair(const PrefillParams& params, std::int64_t index) {
-  if (params.query_type == NumberType::kFloat32) {
-    return *reinterpret_cast<const float2*>(static_cast<const float*>(params.query) + index);
-  }
-  const std::uint32_t pair = *reinterpret_cast<const std::uint32_t*>(
-      static_cast<const std::uint16_t*>(params.query) + index);
-  if (params.query_type == NumberType::kFloat16) return __half22float2(pair_of(pair));
-  return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000U)};
-}
-
 // Index of a row of the tile in query and output, the last row's beyond the end.
 __device__ __forceinline__ std::int64_t query_index(const PrefillParams& params,
                                                     const PrefillTile& tile, int row) {
@@ -108,27 +98,53 @@ __device__ __forceinline__ std::uint32_t even_depths_first(std::uint32_t pair, L
   return __byte_perm(pair, other, (lane.t & 1) ? 0x3276 : 0x5410);
 }
 
+// Channels 64 block + 8 n + 2 t, + 1 of row g + 8 h to x[block][4 n + 2 h], + 1; zeros beyond
+// head_dim. The type is asked for once, so that all loads are under way together.
+template <int kBlocks>
+__device__ __forceinline__ void load_rows(const PrefillParams& params,
+                                          const std::int64_t (&rows)[2], Lane lane,
+                                          BlockC (&x)[kBlocks]) {
+  const auto for_each_pair = [&](auto body) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+#pragma unroll
+      for (int i = 0; i < 8 * kBlocks; ++i) {
+        body(x[i / 8][i % 8 * 4 + 2 * h], x[i / 8][i % 8 * 4 + 2 * h + 1], h, 8 * i);
+      }
+    }
+  };
+  if (params.query_type == NumberType::kFloat32) {
+    for_each_pair([&](float& low, float& high, int h, int channel) {
+      const float* const row = static_cast<const float*>(params.query) + rows[h] + 2 * lane.t;
+      float2 pair = {0, 0};
+      if (channel < params.head_dim) pair = *reinterpret_cast<const float2*>(row + channel);
+      low = pair.x;
+      high = pair.y;
+    });
+    return;
+  }
+  for_each_pair([&](float& low, float&, int h, int channel) {
+    const auto* const row = static_cast<const std::uint16_t*>(params.query) + rows[h] + 2 * lane.t;
+    std::uint32_t pair = 0;
+    if (channel < params.head_dim) pair = *reinterpret_cast<const std::uint32_t*>(row + channel);
+    low = __uint_as_float(pair);
+  });
+  const bool is_half = params.query_type == NumberType::kFloat16;
+  for_each_pair([&](float& low, float& high, int, int) {
+    const std::uint32_t pair = __float_as_uint(low);
+    const float2 half = __half22float2(pair_of(pair));
+    low = is_half ? half.x : __uint_as_float(pair << 16);
+    high = is_half ? half.y : __uint_as_float(pair & 0xffff0000U);
+  });
+}
+
 // For products with packed keys, or with exact ones. row: of the tile, the lane's first.
 template <int kBlocks>
 __device__ __forceinline__ void load_query(const PrefillParams& params, const PrefillTile& tile,
                                            int row, bool packed, Lane lane,
                                            QueryRows<kBlocks>& query) {
   BlockC x[kBlocks];
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const std::int64_t index = query_index(params, tile, row + 8 * h) + 2 * lane.t;
-#pragma unroll
-    for (int block = 0; block < kBlocks; ++block) {
-#pragma unroll
-      for (int n = 0; n < 8; ++n) {
-        const int channel = 64 * block + 8 * n;
-        float2 pair = {0, 0};
-        if (channel < params.head_dim) pair = load_query_pair(params, index + channel);
-        x[block][4 * n + 2 * h] = pair.x;
-        x[block][4 * n + 2 * h + 1] = pair.y;
-      }
-    }
-  }
+  load_rows(params, {query_index(params, tile, row), query_index(params, tile, row + 8)}, lane, x);
   normalize(packed ? params.score_scale * params.key.unit : params.score_scale, x, query.factor);
   if (packed && params.key_rotation > 1) rotate_rows(x, params.key_rotation, lane);
 #pragma unroll
