@@ -1,4 +1,4 @@
-// Barriers in shared memory and a ring of slots guarded by them.
+// Barriers of warpgroups, barriers in shared memory, and a ring of slots guarded by these.
 #pragma once
 
 #include <cstdint>
@@ -50,6 +50,15 @@ struct Barrier {
     }
   }
 };
+
+// Barriers of the hardware, each of one warpgroup; number 0 is the whole block's.
+enum class GroupBarrier : int { kKeys = 1, kValues = 2, kQueries = 3 };
+
+template <GroupBarrier kBarrier>
+__device__ __forceinline__ void synchronize_group() {
+  __syncwarp();
+  asm volatile("bar.sync %0, 128;" ::"n"(static_cast<int>(kBarrier)) : "memory");
+}
 
 inline constexpr int kSlotBarrierBytes = 16;
 

@@ -33,7 +33,7 @@ class PrefillProducer {
 
  private:
   __device__ static void synchronize() {
-    asm volatile("bar.sync %0, %1;" ::"n"(kKey ? 1 : 2), "n"(kFetchThreads) : "memory");
+    synchronize_group<kKey ? GroupBarrier::kKeys : GroupBarrier::kValues>();
   }
 
   // The width is a switch around everything, so that what depends on it is computed once.

@@ -3,6 +3,7 @@
 
 #include <cuda_bf16.h>
 
+#include "kvq/attention/cuda/device/prefill_barrier.cuh"
 #include "kvq/attention/cuda/device/prefill_rotation.cuh"
 #include "kvq/attention/cuda/device/prefill_tile.cuh"
 
@@ -44,7 +45,7 @@ struct QueryRows {
   __device__ __forceinline__ void finish() const {
     if constexpr (!kQueryInRegisters<kBlocks>) {
       publish_to_products();
-      asm volatile("bar.sync 2, 128;" ::: "memory");
+      synchronize_group<GroupBarrier::kQueries>();
     }
   }
 };
