@@ -129,6 +129,8 @@ TEST_P(GoldenTest, DemoModelContinuesGreedilyAsTheReference) {
 }
 
 TEST_P(GoldenTest, TinyModelsHaveTheReferenceLogits) {
+  // Attention on a device rounds queries and weights to fp16.
+  const double tolerance = GetParam().device == Device::kCuda ? 3e-3 : 1e-3;
   for (const std::string& model : tiny_models()) {
     // The others' weights are not bf16, so rounding them shows.
     const bool is_bfloat16 = model == "llama3.1-tiny" || model == "llama-bias-tiny";
@@ -146,7 +148,7 @@ TEST_P(GoldenTest, TinyModelsHaveTheReferenceLogits) {
       for (const auto& [position, values] : input["rows"].items()) {
         const std::span<const float> row(logits.data() + std::stoul(position) * vocabulary,
                                          vocabulary);
-        EXPECT_LT(relative_difference(row, values.get<std::vector<float>>()), 1e-3)
+        EXPECT_LT(relative_difference(row, values.get<std::vector<float>>()), tolerance)
             << model << ", " << ids.size() << " tokens, row " << position;
       }
       for (std::size_t i = 0; i + 1 < ids.size(); ++i) {
