@@ -19,6 +19,7 @@
 #include <string>
 #include <vector>
 
+#include "bench/gpu/timing.h"
 #include "kvq/attention/cuda/decode.h"
 #include "kvq/codec/pack.h"
 
@@ -28,20 +29,6 @@ namespace {
 constexpr std::size_t kRotatedBytes = std::size_t{300} << 20;
 constexpr int kReplays = 30;
 constexpr int kDistinctPages = 512;  // by content
-
-void check(cudaError_t error) {
-  if (error == cudaSuccess) return;
-  std::fprintf(stderr, "CUDA: %s\n", cudaGetErrorString(error));
-  std::exit(1);
-}
-
-struct Memory {
-  explicit Memory(std::size_t bytes) { check(cudaMalloc(&data, bytes)); }
-  Memory(const Memory&) = delete;
-  Memory& operator=(const Memory&) = delete;
-  ~Memory() { cudaFree(data); }
-  void* data = nullptr;
-};
 
 struct Case {
   std::string spec;
@@ -156,28 +143,6 @@ DecodeBatch batch_of(const Case& test, const PageFormat& format, const Input& in
   return batch;
 }
 
-// Microseconds of a launch in each replay, ascending.
-std::vector<double> time_graph(cudaGraphExec_t graph, cudaStream_t stream, int launches) {
-  cudaEvent_t begin;
-  cudaEvent_t end;
-  check(cudaEventCreate(&begin));
-  check(cudaEventCreate(&end));
-  std::vector<double> times;
-  for (int i = 0; i < kReplays + 3; ++i) {
-    check(cudaEventRecord(begin, stream));
-    check(cudaGraphLaunch(graph, stream));
-    check(cudaEventRecord(end, stream));
-    check(cudaEventSynchronize(end));
-    float milliseconds = 0;
-    check(cudaEventElapsedTime(&milliseconds, begin, end));
-    if (i >= 3) times.push_back(1e3 * milliseconds / launches);
-  }
-  check(cudaEventDestroy(begin));
-  check(cudaEventDestroy(end));
-  std::sort(times.begin(), times.end());
-  return times;
-}
-
 Status measure(const Case& test) {
   KVQ_ASSIGN_OR_RETURN(const LayerSpec spec, parse_layer_spec(test.spec));
   KVQ_ASSIGN_OR_RETURN(const PageFormat format, PageFormat::create(spec, test.head_dim));
@@ -200,27 +165,22 @@ Status measure(const Case& test) {
   check(cudaMemcpy(device_lengths.data, lengths.data(), lengths.size() * sizeof(SequenceLength),
                    cudaMemcpyHostToDevice));
   const Memory workspace(decode.workspace_bytes());
-  cudaStream_t stream;
-  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-  KVQ_RETURN_IF_ERROR(decode.initialize(workspace.data, stream));
-  check(cudaStreamSynchronize(stream));
+  const Stream stream;
+  KVQ_RETURN_IF_ERROR(decode.initialize(workspace.data, stream.get()));
+  check(cudaStreamSynchronize(stream.get()));
 
   const int launches = (8 + rotated - 1) / rotated * rotated;
-  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-  for (int i = 0; i < launches; ++i) {
-    KVQ_RETURN_IF_ERROR(
-        decode.run(batch_of(test, format, *inputs[i % rotated],
-                            static_cast<const SequenceLength*>(device_lengths.data)),
-                   workspace.data, stream));
-  }
-  cudaGraph_t graph;
-  cudaGraphExec_t executable;
-  check(cudaStreamEndCapture(stream, &graph));
-  check(cudaGraphInstantiate(&executable, graph, 0));
-  const std::vector<double> times = time_graph(executable, stream, launches);
-  check(cudaGraphExecDestroy(executable));
-  check(cudaGraphDestroy(graph));
-  check(cudaStreamDestroy(stream));
+  Status status;
+  const Graph graph(stream, [&] {
+    for (int i = 0; i < launches && status; ++i) {
+      status = decode.run(
+          batch_of(test, format, *inputs[i % rotated], device_lengths.as<SequenceLength>()),
+          workspace.data, stream.get());
+    }
+  });
+  KVQ_RETURN_IF_ERROR(status);
+  std::vector<double> times = graph.time(stream, kReplays);
+  for (double& time : times) time /= launches;
 
   const double median = times[times.size() / 2];
   fmt::print(
