@@ -28,6 +28,10 @@ class Bench(CommandTest):
         self.assert_typed(value, GENERATE)
         self.assertEqual([entry["name"] for entry in value["formats"]], ["k4v2", "k2v2"])
 
+    def test_random_model(self):
+        self.fail_with("a model of random weights: expected --device cuda", "bench", "generate",
+                       "--random-model", "llama-8b")
+
     def test_attention(self):
         value = self.succeed_json("bench", "attention", "--tokens", 512, "--rounds", 2,
                                   "--kv-heads", 1, "--query-heads", 4, "--kv", "k4v2", "--kv",
