@@ -114,10 +114,10 @@ Result<Prefill> Prefill::create(const AttentionShape& shape, const PageFormat& f
     return fail("attention: expected {} bytes of shared memory, found {}", prefill.shared_bytes_,
                 limit);
   }
-  KVQ_RETURN_IF_ERROR(
-      check(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 prefill.shared_bytes_),
-            "shared memory"));
+  // All that there is: other formats run the same kernel.
+  KVQ_RETURN_IF_ERROR(check(
+      cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, limit),
+      "shared memory"));
   return prefill;
 }
 
@@ -149,6 +149,8 @@ Status Prefill::run(const PrefillBatch& batch, cudaStream_t stream) const {
   params.table_stride = batch.table_stride;
   params.sinks = batch.sinks;
   params.tail = batch.tail;
+  params.row_blocks = batch.row_blocks;
+  params.row_blocks_stride = batch.row_blocks_stride;
   params.sequences = batch.sequences;
   // No fewer tiles than there are, however the tokens are split.
   const std::int64_t rows = std::int64_t{batch.tokens} * params.heads;

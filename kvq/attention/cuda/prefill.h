@@ -46,6 +46,10 @@ struct PrefillBatch {
   // Null where no sequence has any.
   RowBlock sinks{};
   RowBlock tail{};
+  // Not null: exact rows lie in blocks (decode_params.h), and tail_first is the position of the
+  // first row block's row 0; [sequences, row_blocks_stride].
+  const std::int32_t* row_blocks = nullptr;
+  std::int32_t row_blocks_stride = 0;
 };
 
 struct PrefillOptions {

@@ -48,6 +48,8 @@ struct PrefillParams {
   std::int32_t table_stride;
   RowBlock sinks;
   RowBlock tail;
+  const std::int32_t* row_blocks;  // [sequences, row_blocks_stride]; null: rows are contiguous
+  std::int32_t row_blocks_stride;
 
   int sequences;
   int kv_heads;

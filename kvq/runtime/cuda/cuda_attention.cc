@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kvq/attention/cuda/decode.h"
+#include "kvq/attention/cuda/prefill.h"
 #include "kvq/cache/cuda/bad_number.h"
 #include "kvq/codec/cuda/packer.h"
 #include "kvq/runtime/cuda/pass_tables.h"
@@ -20,16 +21,21 @@ struct FormatKernels {
   DeviceArray workspace;  // of `decode`
 };
 
+// Items of more tokens than this are prefilled, shorter ones decoded token by token.
+constexpr int kMaxDecodeTokens = 8;
+
 // What the layers of a cache spec share.
 struct SpecKernels {
   std::shared_ptr<const CacheSpec> spec;
   std::shared_ptr<const DeviceLayout> layout;
   std::vector<std::shared_ptr<FormatKernels>> formats;
-  std::vector<int> groups;  // of every layer, its index in `formats`
+  std::vector<Prefill> prefills;  // likewise
+  std::vector<int> groups;        // of every layer, its index in both
 
-  const FormatKernels& of(int layer) const {
-    return *formats[static_cast<std::size_t>(groups[static_cast<std::size_t>(layer)])];
+  std::size_t group(int layer) const {
+    return static_cast<std::size_t>(groups[static_cast<std::size_t>(layer)]);
   }
+  const FormatKernels& of(int layer) const { return *formats[group(layer)]; }
 };
 
 class CudaAttention final : public CachedAttention {
@@ -56,8 +62,14 @@ class CudaAttention final : public CachedAttention {
   Result<const SpecKernels*> kernels_for(const std::shared_ptr<const CacheSpec>& spec);
   Result<std::shared_ptr<FormatKernels>> format_kernels(const LayerSpec& layer);
   Status pack(const FormatKernels& kernels, const PackRange& range) const;
-  // Rows [first, first + count) of the pass attend.
+  // All rows of the pass attend.
+  Status prefill(int layer, const float* query, float* output) const;
+  // Rows [first, first + count) of the pass attend, each by itself.
   Status decode(int layer, int first, int count, const float* query, float* output) const;
+  // Blocks of `tokens` rows, whose keys start `offset` bytes from their block's start.
+  RowBlock exact_rows(std::int64_t offset, int tokens) const;
+  template <typename Batch>
+  void describe_caches(int layer, Batch& batch) const;
   Error bad_number(BadNumber number) const;
   Status clear_bad();
 
@@ -101,7 +113,13 @@ Result<const SpecKernels*> CudaAttention::kernels_for(
     KVQ_ASSIGN_OR_RETURN(const auto format, format_kernels(layer));
     const auto at = std::ranges::find(kernels.formats, format);
     kernels.groups.push_back(static_cast<int>(at - kernels.formats.begin()));
-    if (at == kernels.formats.end()) kernels.formats.push_back(format);
+    if (at != kernels.formats.end()) continue;
+    const PageFormat& page = kernels.layout->format(static_cast<int>(kernels.groups.size()) - 1);
+    KVQ_ASSIGN_OR_RETURN(
+        Prefill prefill,
+        Prefill::create(shape_, page, {.sinks = spec->sinks, .window = spec->window}));
+    kernels.prefills.push_back(std::move(prefill));
+    kernels.formats.push_back(format);
   }
   return &specs_.emplace(spec.get(), std::move(kernels)).first->second;
 }
@@ -188,7 +206,9 @@ Status CudaAttention::attend(int layer, bool only_wanted, const float* query, fl
     return item.logit_rows == static_cast<int>(item.tokens.size());
   };
   if (!only_wanted || std::ranges::all_of(items_, wanted)) {
-    return decode(layer, 0, tables_.rows(), query, output);
+    return tables_.longest_chunk() > kMaxDecodeTokens
+               ? prefill(layer, query, output)
+               : decode(layer, 0, tables_.rows(), query, output);
   }
   int end = 0;
   for (const PassItem& item : items_) {
@@ -200,33 +220,50 @@ Status CudaAttention::attend(int layer, bool only_wanted, const float* query, fl
   return {};
 }
 
-Status CudaAttention::decode(int layer, int first, int count, const float* query,
-                             float* output) const {
+RowBlock CudaAttention::exact_rows(std::int64_t offset, int tokens) const {
   const DeviceLayout& layout = *kernels_->layout;
-  const FormatKernels& kernels = kernels_->of(layer);
-  const std::byte* const base = arena_->base();
-  const auto rows = [&](std::int64_t offset, int tokens) {
-    const auto* key = reinterpret_cast<const std::uint16_t*>(base + offset);
-    return RowBlock{key, key + layout.value_offset(tokens),
-                    kBlockUnit / static_cast<std::int64_t>(sizeof(Half)),
-                    layout.head_stride(tokens)};
-  };
-  DecodeBatch batch;
-  batch.sequences = count;
-  batch.query = query + std::ptrdiff_t{first} * shape_.query_heads * shape_.head_dim;
-  batch.output = output;
-  batch.pages = base + layout.page_offset(layer);
+  const auto* key = reinterpret_cast<const std::uint16_t*>(arena_->base() + offset);
+  return {key, key + layout.value_offset(tokens),
+          kBlockUnit / static_cast<std::int64_t>(sizeof(Half)), layout.head_stride(tokens)};
+}
+
+template <typename Batch>
+void CudaAttention::describe_caches(int layer, Batch& batch) const {
+  const DeviceLayout& layout = *kernels_->layout;
+  batch.pages = arena_->base() + layout.page_offset(layer);
   batch.page_table = tables_.page_table();
   batch.page_stride = kBlockUnit;
   batch.head_stride = static_cast<std::int64_t>(layout.format(layer).page_bytes);
   batch.table_stride = tables_.page_stride();
-  batch.lengths = tables_.lengths() + first;
-  batch.sinks = rows(layout.sink_offset(layer), layout.sinks());
-  batch.tail = rows(layout.row_offset(layer), kPageTokens);
+  batch.sinks = exact_rows(layout.sink_offset(layer), layout.sinks());
+  batch.tail = exact_rows(layout.row_offset(layer), kPageTokens);
   batch.row_blocks = tables_.row_blocks();
   batch.row_blocks_stride = tables_.row_stride();
+}
+
+Status CudaAttention::decode(int layer, int first, int count, const float* query,
+                             float* output) const {
+  const FormatKernels& kernels = kernels_->of(layer);
+  DecodeBatch batch;
+  describe_caches(layer, batch);
+  batch.sequences = count;
+  batch.query = query + std::ptrdiff_t{first} * shape_.query_heads * shape_.head_dim;
+  batch.output = output;
+  batch.lengths = tables_.lengths() + first;
   batch.tables = tables_.decodes() ? nullptr : tables_.tables() + first;
   return kernels.decode.run(batch, kernels.workspace.as<void>(), stream());
+}
+
+Status CudaAttention::prefill(int layer, const float* query, float* output) const {
+  PrefillBatch batch;
+  describe_caches(layer, batch);
+  batch.sequences = static_cast<int>(items_.size());
+  batch.tokens = tables_.rows();
+  batch.query = query;
+  batch.output = output;
+  batch.query_starts = tables_.starts();
+  batch.lengths = tables_.chunks();
+  return kernels_->prefills[kernels_->group(layer)].run(batch, stream());
 }
 
 Status CudaAttention::finish() {
@@ -260,7 +297,11 @@ Status CudaAttention::clear_bad() {
   return device_->synchronize();
 }
 
-std::string CudaAttention::kernel_name(const PageFormat& format, bool /*decode*/) const {
+std::string CudaAttention::kernel_name(const PageFormat& format, bool decode) const {
+  if (!decode) {
+    const auto kernel = Prefill::create(shape_, format, {});
+    return kernel ? kernel->kernel_name() : kernel.error().message;
+  }
   const auto kernel = Decode::create(shape_, format, {.max_sequences = 1});
   return kernel ? kernel->kernel_name() : kernel.error().message;
 }

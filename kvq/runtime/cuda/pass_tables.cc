@@ -29,17 +29,18 @@ DeviceSequence& device_sequence(const PassItem& item) {
 Status PassTables::build(std::span<const PassItem> items, const DeviceLayout& layout,
                          std::byte* base, std::span<const int> groups, int group_count) {
   rows_ = 0;
-  decodes_ = true;
+  longest_chunk_ = 0;
   std::int64_t most_pages = 0;
   std::int64_t most_row_blocks = 0;
   for (const PassItem& item : items) {
     const DeviceSequence& sequence = device_sequence(item);
     rows_ += sequence.chunk_tokens();
-    decodes_ = decodes_ && sequence.chunk_tokens() == 1;
+    longest_chunk_ = std::max(longest_chunk_, sequence.chunk_tokens());
     most_pages = std::max(most_pages, sequence.target_pages());
     most_row_blocks =
         std::max(most_row_blocks, sequence.end_row_block() - sequence.first_row_block());
   }
+  decodes_ = longest_chunk_ == 1;
   page_stride_ = stride_of(most_pages);
   row_stride_ = stride_of(most_row_blocks + kRowBlocksHeader);
   list_pages(items);
@@ -71,7 +72,9 @@ Status PassTables::lay_out(std::size_t items, int layers) {
   tables_ = section_behind<std::int32_t>(lengths_.end(), rows);
   page_table_ = section_behind<std::int32_t>(tables_.end(), items * page_stride_);
   row_blocks_ = section_behind<std::int32_t>(page_table_.end(), items * row_stride_);
-  jobs_ = section_behind<PackJob>(row_blocks_.end(), pages * layers);
+  starts_ = section_behind<std::int32_t>(row_blocks_.end(), items + 1);
+  chunks_ = section_behind<ChunkLength>(starts_.end(), items);
+  jobs_ = section_behind<PackJob>(chunks_.end(), pages * layers);
   bytes_ = jobs_.end();
   KVQ_RETURN_IF_ERROR(host_.reserve(bytes_));
   return device_.reserve(bytes_);
@@ -81,10 +84,15 @@ void PassTables::fill_rows(std::span<const PassItem> items) {
   const std::span<RowPlace> places = host(places_);
   const std::span<SequenceLength> lengths = host(lengths_);
   const std::span<std::int32_t> tables = host(tables_);
+  const std::span<std::int32_t> starts = host(starts_);
   std::size_t row = 0;
   for (std::size_t item = 0; item < items.size(); ++item) {
     const DeviceSequence& sequence = device_sequence(items[item]);
     const std::int64_t sinks = sequence.spec().sinks;
+    starts[item] = static_cast<std::int32_t>(row);
+    host(chunks_)[item] = {
+        static_cast<std::int32_t>(sequence.length() + sequence.chunk_tokens()),
+        static_cast<std::int32_t>(sinks + sequence.first_row_block() * kPageTokens)};
     for (int token = 0; token < sequence.chunk_tokens(); ++token, ++row) {
       const std::int64_t position = sequence.length() + token;
       const std::int64_t behind = position - sinks;  // sinks
@@ -100,6 +108,7 @@ void PassTables::fill_rows(std::span<const PassItem> items) {
       tables[row] = static_cast<std::int32_t>(item);
     }
   }
+  starts[items.size()] = static_cast<std::int32_t>(row);
 }
 
 void PassTables::fill_tables(std::span<const PassItem> items) {

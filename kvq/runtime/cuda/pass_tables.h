@@ -7,7 +7,7 @@
 #include <span>
 #include <vector>
 
-#include "kvq/attention/cuda/decode_params.h"
+#include "kvq/attention/cuda/prefill_params.h"
 #include "kvq/cache/cuda/append_rows.h"
 #include "kvq/cache/cuda/device_sequence.h"
 #include "kvq/codec/cuda/pack_params.h"
@@ -42,6 +42,7 @@ class PassTables {
   int rows() const { return rows_; }
   // Every item is one token.
   bool decodes() const { return decodes_; }
+  int longest_chunk() const { return longest_chunk_; }
 
   // Device pointers, valid until the next build().
   const RowPlace* places() const { return at(places_); }              // [rows]
@@ -49,6 +50,8 @@ class PassTables {
   const std::int32_t* tables() const { return at(tables_); }          // [rows], the row's item
   const std::int32_t* page_table() const { return at(page_table_); }  // [items, page_stride]
   const std::int32_t* row_blocks() const { return at(row_blocks_); }  // [items, row_stride]
+  const std::int32_t* starts() const { return at(starts_); }          // [items + 1], first rows
+  const ChunkLength* chunks() const { return at(chunks_); }           // [items]
   const PackJob* jobs() const { return at(jobs_); }
   std::int32_t page_stride() const { return page_stride_; }
   std::int32_t row_stride() const { return row_stride_; }
@@ -84,6 +87,7 @@ class PassTables {
 
   int rows_ = 0;
   bool decodes_ = false;
+  int longest_chunk_ = 0;
   std::int32_t page_stride_ = 0;
   std::int32_t row_stride_ = 0;
   std::vector<PageToPack> early_pages_;
@@ -96,6 +100,8 @@ class PassTables {
   Section<std::int32_t> tables_;
   Section<std::int32_t> page_table_;
   Section<std::int32_t> row_blocks_;
+  Section<std::int32_t> starts_;
+  Section<ChunkLength> chunks_;
   Section<PackJob> jobs_;
   std::size_t bytes_ = 0;
   PinnedArray host_;

@@ -65,22 +65,45 @@ __device__ __forceinline__ void wait_page(Barrier, std::uint32_t) { wait_copies(
 
 #endif
 
-// The exact keys, or values, of a tile: row i is at (i < sinks ? sink : tail) + i * head_dim.
+// The exact keys, or values, of a tile.
 struct ExactSource {
   const std::uint16_t* sink;
   const std::uint16_t* tail;
+  const std::int32_t* blocks;  // of the tail, from the tile's first one on; null: it is contiguous
+  std::int64_t block_stride;
   int sinks;
   int last;
 
   __device__ ExactSource(const PrefillParams& params, const PrefillTile& tile, bool keys)
-      : sinks(tile.sinks), last(tile.exact_rows - 1) {
-    const auto head = [&](const RowBlock& rows) {
-      return (keys ? rows.key : rows.value) + tile.sequence * rows.sequence_stride +
+      : blocks(nullptr),
+        block_stride(params.tail.sequence_stride),
+        sinks(tile.sinks),
+        last(tile.exact_rows - 1) {
+    const auto head = [&](const RowBlock& rows, int place) {
+      return (keys ? rows.key : rows.value) + place * rows.sequence_stride +
              tile.kv_head * rows.head_stride;
     };
-    sink = head(params.sinks);
-    tail = head(params.tail) +
-           static_cast<std::int64_t>(tile.exact_first - tile.tail_first - sinks) * params.head_dim;
+    const int skipped = tile.exact_first - tile.tail_first;  // whole pages
+    if (params.row_blocks == nullptr) {
+      sink = head(params.sinks, tile.sequence);
+      tail = head(params.tail, tile.sequence) + static_cast<std::int64_t>(skipped) * params.head_dim;
+      return;
+    }
+    blocks = params.row_blocks + static_cast<std::int64_t>(tile.sequence) * params.row_blocks_stride;
+    sink = head(params.sinks, blocks[0]);
+    tail = head(params.tail, 0);
+    blocks += kRowBlocksHeader + skipped / kPageTokens;
+  }
+
+  __device__ __forceinline__ const std::uint16_t* row(int index, int head_dim) const {
+    if (index < sinks) return sink + static_cast<std::int64_t>(index) * head_dim;
+    index -= sinks;
+    const std::uint16_t* rows = tail;
+    if (blocks != nullptr) {
+      rows += blocks[index / kPageTokens] * block_stride;
+      index %= kPageTokens;
+    }
+    return rows + static_cast<std::int64_t>(index) * head_dim;
   }
 };
 
@@ -93,8 +116,7 @@ __device__ __forceinline__ void fetch_exact(const ExactSource& source, int head_
   for (int i = 0; i < 8 * kPageTokens / kFetchThreads; ++i) {
     const int row = thread / 8 + i * (kFetchThreads / 8);
     const int index = min(first + row, source.last);
-    const std::uint16_t* const numbers = (index < source.sinks ? source.sink : source.tail) +
-                                         static_cast<std::int64_t>(index) * head_dim;
+    const std::uint16_t* const numbers = source.row(index, head_dim);
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
       const int channel = 64 * block + 8 * piece;
