@@ -110,7 +110,7 @@ Result<Generation> decode_filled(const BenchGenerateOptions& options, Engine& en
   return made;
 }
 
-// Sequences of the prompt's length that fit in the memory for caches.
+// Sequences of the prompt's length that fit in the memory for caches, which is bounded.
 Result<int> find_largest_batch(const BenchGenerateOptions& options, Engine& engine,
                                const std::shared_ptr<const CacheSpec>& spec) {
   constexpr int kMost = 4096;
@@ -118,7 +118,10 @@ Result<int> find_largest_batch(const BenchGenerateOptions& options, Engine& engi
   std::vector<Sequence> sequences;
   for (int i = 0; i < kMost; ++i) {
     KVQ_ASSIGN_OR_RETURN(Sequence sequence, engine.new_sequence(spec, pool));
-    if (!engine.fill(sequence, options.prompt_tokens, options.seed)) break;
+    if (Status status = engine.fill(sequence, options.prompt_tokens, options.seed); !status) {
+      if (sequences.empty()) return tl::unexpected(std::move(status).error());
+      break;
+    }
     sequences.push_back(std::move(sequence));
   }
   return static_cast<int>(sequences.size());
@@ -204,6 +207,9 @@ nlohmann::ordered_json to_json(const BenchGenerateOptions& options, const Engine
 
 Result<int> run_bench_generate(const BenchGenerateOptions& options) {
   KVQ_RETURN_IF_ERROR(options.json.check());
+  if (options.largest_batch && options.machine.device == "cpu" && options.cache.memory == 0) {
+    return fail("--largest-batch: expected --memory, or --device cuda, whose memory is the limit");
+  }
   KVQ_ASSIGN_OR_RETURN(BenchModel model, open_model(options));
   Engine& engine = model.engine;
   const int context = engine.config().context;
@@ -237,6 +243,7 @@ Command add_bench_generate(CLI::App& bench) {
   options->model.add(*app);
   options->cache.add(*app, /*several=*/true);
   options->cache.add_plan(*app, /*several=*/true);
+  options->cache.add_memory(*app, "Memory for the caches; a run that needs more fails [no limit]");
   app->add_option("--prompt-tokens", options->prompt_tokens, "Tokens of each prompt [1024]")
       ->type_name("N")
       ->check(CLI::Range(1, 1 << 24));

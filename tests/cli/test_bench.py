@@ -28,6 +28,27 @@ class Bench(CommandTest):
         self.assert_typed(value, GENERATE)
         self.assertEqual([entry["name"] for entry in value["formats"]], ["k4v2", "k2v2"])
 
+    def test_generate_from_filled_caches(self):
+        value = self.succeed_json("bench", "generate", "--fill", "--prompt-tokens", 100,
+                                  "--new-tokens", 4, "--rounds", 1, "--kv", "k4v2")
+        self.assert_typed(value, GENERATE)
+        entry = value["formats"][0]
+        self.assertEqual(entry["prefill_tokens_per_s"], 0)
+        self.assertGreater(entry["decode_tokens_per_s"], 0)
+        self.assertNotIn("largest_batch", entry)
+
+    def test_largest_batch(self):
+        value = self.succeed_json("bench", "generate", "--fill", "--largest-batch", "--memory",
+                                  "16MB", "--prompt-tokens", 500, "--new-tokens", 2, "--rounds", 1,
+                                  "--kv", "k16v16", "--kv", "k4v2")
+        exact, packed = [entry["largest_batch"] for entry in value["formats"]]
+        self.assertGreaterEqual(exact, 1)
+        self.assertGreater(packed, exact)
+
+    def test_largest_batch_without_a_bound(self):
+        self.fail_with("--largest-batch: expected --memory, or --device cuda, whose memory is the "
+                       "limit", "bench", "generate", "--largest-batch")
+
     def test_random_model(self):
         self.fail_with("a model of random weights: expected --device cuda", "bench", "generate",
                        "--random-model", "llama-8b")
