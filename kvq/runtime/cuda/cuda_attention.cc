@@ -40,8 +40,9 @@ struct SpecKernels {
 
 class CudaAttention final : public CachedAttention {
  public:
-  CudaAttention(std::shared_ptr<Device> device, const AttentionShape& shape, int max_rows)
-      : device_(std::move(device)), shape_(shape), max_rows_(max_rows) {}
+  CudaAttention(std::shared_ptr<Device> device, const AttentionShape& shape,
+                const CudaAttentionOptions& options)
+      : device_(std::move(device)), shape_(shape), options_(options) {}
 
   Status initialize() {
     KVQ_RETURN_IF_ERROR(bad_.reserve(sizeof(BadNumber)));
@@ -62,8 +63,11 @@ class CudaAttention final : public CachedAttention {
   Result<const SpecKernels*> kernels_for(const std::shared_ptr<const CacheSpec>& spec);
   Result<std::shared_ptr<FormatKernels>> format_kernels(const LayerSpec& layer);
   Status pack(const FormatKernels& kernels, const PackRange& range) const;
-  // All rows of the pass attend.
-  Status prefill(int layer, const float* query, float* output) const;
+  // All rows of the pass attend, whether one by one or as chunks.
+  bool prefills() const;
+  Status attend_all(int layer, const float* query, float* output) const;
+  // The last logit_rows rows of an item attend; `query` and `output` are those of the first.
+  Status prefill_wanted(int layer, std::size_t item, const float* query, float* output) const;
   // Rows [first, first + count) of the pass attend, each by itself.
   Status decode(int layer, int first, int count, const float* query, float* output) const;
   // Blocks of `tokens` rows, whose keys start `offset` bytes from their block's start.
@@ -77,7 +81,7 @@ class CudaAttention final : public CachedAttention {
 
   std::shared_ptr<Device> device_;
   AttentionShape shape_;
-  int max_rows_;
+  CudaAttentionOptions options_;
   std::shared_ptr<DeviceArena> arena_;  // made for the first sequence
   std::map<const CacheSpec*, SpecKernels> specs_;
   std::map<std::string, std::shared_ptr<FormatKernels>> formats_;
@@ -117,7 +121,7 @@ Result<const SpecKernels*> CudaAttention::kernels_for(
     const PageFormat& page = kernels.layout->format(static_cast<int>(kernels.groups.size()) - 1);
     KVQ_ASSIGN_OR_RETURN(
         Prefill prefill,
-        Prefill::create(shape_, page, {.sinks = spec->sinks, .window = spec->window}));
+        Prefill::create(shape_, page, {spec->sinks, spec->window, options_.exact_prefill}));
     kernels.prefills.push_back(std::move(prefill));
     kernels.formats.push_back(format);
   }
@@ -128,7 +132,8 @@ Result<std::shared_ptr<FormatKernels>> CudaAttention::format_kernels(const Layer
   std::shared_ptr<FormatKernels>& kernels = formats_[to_string(layer)];
   if (kernels != nullptr) return kernels;
   KVQ_ASSIGN_OR_RETURN(const PageFormat format, PageFormat::create(layer, shape_.head_dim));
-  KVQ_ASSIGN_OR_RETURN(Decode decode, Decode::create(shape_, format, {.max_sequences = max_rows_}));
+  KVQ_ASSIGN_OR_RETURN(Decode decode,
+                       Decode::create(shape_, format, {.max_sequences = options_.max_rows}));
   KVQ_ASSIGN_OR_RETURN(const Packer packer, Packer::create(format, shape_.kv_heads));
   KVQ_ASSIGN_OR_RETURN(DeviceArray workspace, DeviceArray::create(decode.workspace_bytes()));
   KVQ_RETURN_IF_ERROR(decode.initialize(workspace.as<void>(), stream()));
@@ -152,8 +157,9 @@ Status CudaAttention::begin(std::span<const PassItem> items) {
   KVQ_RETURN_IF_ERROR(device_->synchronize());  // done with the tables of a pass that failed
   KVQ_RETURN_IF_ERROR(tables_.build(items, *kernels_->layout, arena_->base(), kernels_->groups,
                                     static_cast<int>(kernels_->formats.size())));
-  if (tables_.rows() > max_rows_) {
-    return fail("forward: a pass of {} tokens: expected at most {}", tables_.rows(), max_rows_);
+  if (tables_.rows() > options_.max_rows && !options_.exact_prefill) {
+    return fail("forward: a pass of {} tokens: expected at most {}", tables_.rows(),
+                options_.max_rows);
   }
   KVQ_RETURN_IF_ERROR(tables_.copy_to_device(stream()));
   for (std::size_t group = 0; group < kernels_->formats.size(); ++group) {
@@ -206,18 +212,24 @@ Status CudaAttention::attend(int layer, bool only_wanted, const float* query, fl
     return item.logit_rows == static_cast<int>(item.tokens.size());
   };
   if (!only_wanted || std::ranges::all_of(items_, wanted)) {
-    return tables_.longest_chunk() > kMaxDecodeTokens
-               ? prefill(layer, query, output)
-               : decode(layer, 0, tables_.rows(), query, output);
+    return attend_all(layer, query, output);
   }
   int end = 0;
-  for (const PassItem& item : items_) {
-    end += static_cast<int>(item.tokens.size());
-    if (item.logit_rows == 0) continue;
-    KVQ_RETURN_IF_ERROR(decode(layer, end - item.logit_rows, item.logit_rows, query, output));
-    output += item.logit_rows * width;
+  for (std::size_t i = 0; i < items_.size(); ++i) {
+    const int rows = items_[i].logit_rows;
+    end += static_cast<int>(items_[i].tokens.size());
+    if (rows == 0) continue;
+    KVQ_RETURN_IF_ERROR(options_.exact_prefill
+                            ? prefill_wanted(layer, i, query + (end - rows) * width, output)
+                            : decode(layer, end - rows, rows, query, output));
+    output += rows * width;
   }
   return {};
+}
+
+// A chunk of one token reads the same rows either way.
+bool CudaAttention::prefills() const {
+  return tables_.longest_chunk() > (options_.exact_prefill ? 1 : kMaxDecodeTokens);
 }
 
 RowBlock CudaAttention::exact_rows(std::int64_t offset, int tokens) const {
@@ -254,7 +266,8 @@ Status CudaAttention::decode(int layer, int first, int count, const float* query
   return kernels.decode.run(batch, kernels.workspace.as<void>(), stream());
 }
 
-Status CudaAttention::prefill(int layer, const float* query, float* output) const {
+Status CudaAttention::attend_all(int layer, const float* query, float* output) const {
+  if (!prefills()) return decode(layer, 0, tables_.rows(), query, output);
   PrefillBatch batch;
   describe_caches(layer, batch);
   batch.sequences = static_cast<int>(items_.size());
@@ -263,6 +276,22 @@ Status CudaAttention::prefill(int layer, const float* query, float* output) cons
   batch.output = output;
   batch.query_starts = tables_.starts();
   batch.lengths = tables_.chunks();
+  return kernels_->prefills[kernels_->group(layer)].run(batch, stream());
+}
+
+Status CudaAttention::prefill_wanted(int layer, std::size_t item, const float* query,
+                                     float* output) const {
+  const auto index = static_cast<std::ptrdiff_t>(item);
+  PrefillBatch batch;
+  describe_caches(layer, batch);
+  batch.sequences = 1;
+  batch.tokens = items_[item].logit_rows;
+  batch.query = query;
+  batch.output = output;
+  batch.query_starts = tables_.wanted() + 2 * index;
+  batch.lengths = tables_.chunks() + index;
+  batch.page_table += index * batch.table_stride;
+  batch.row_blocks += index * batch.row_blocks_stride;
   return kernels_->prefills[kernels_->group(layer)].run(batch, stream());
 }
 
@@ -299,7 +328,7 @@ Status CudaAttention::clear_bad() {
 
 std::string CudaAttention::kernel_name(const PageFormat& format, bool decode) const {
   if (!decode) {
-    const auto kernel = Prefill::create(shape_, format, {});
+    const auto kernel = Prefill::create(shape_, format, {.exact_prefill = options_.exact_prefill});
     return kernel ? kernel->kernel_name() : kernel.error().message;
   }
   const auto kernel = Decode::create(shape_, format, {.max_sequences = 1});
@@ -308,10 +337,10 @@ std::string CudaAttention::kernel_name(const PageFormat& format, bool decode) co
 
 }  // namespace
 
-Result<std::unique_ptr<CachedAttention>> create_cuda_attention(std::shared_ptr<Device> device,
-                                                               const AttentionShape& shape,
-                                                               int max_rows) {
-  auto attention = std::make_unique<CudaAttention>(std::move(device), shape, max_rows);
+Result<std::unique_ptr<CachedAttention>> create_cuda_attention(
+    std::shared_ptr<Device> device, const AttentionShape& shape,
+    const CudaAttentionOptions& options) {
+  auto attention = std::make_unique<CudaAttention>(std::move(device), shape, options);
   KVQ_RETURN_IF_ERROR(attention->initialize());
   return attention;
 }

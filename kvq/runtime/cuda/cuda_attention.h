@@ -9,9 +9,13 @@
 
 namespace kvq::cuda {
 
-// Passes have at most `max_rows` rows.
+struct CudaAttentionOptions {
+  int max_rows = 0;            // of a pass; where prefill is exact, of one that decodes
+  bool exact_prefill = false;  // as in AttentionOptions
+};
+
 Result<std::unique_ptr<CachedAttention>> create_cuda_attention(std::shared_ptr<Device> device,
                                                                const AttentionShape& shape,
-                                                               int max_rows);
+                                                               const CudaAttentionOptions& options);
 
 }  // namespace kvq::cuda

@@ -26,6 +26,7 @@ struct Case {
   int head_dim = 64;
   int sinks = 4;
   int window = 64;
+  bool exact_prefill = false;
 };
 
 // A sequence in both kinds of memory.
@@ -47,8 +48,12 @@ class CudaAttentionTest : public testing::Test {
     test_ = test;
     const AttentionShape shape{test.query_heads, test.kv_heads, test.head_dim,
                                1 / std::sqrt(static_cast<float>(test.head_dim))};
-    host_ = create_cpu_attention(shape, {.isa = host_isa()}, threads_).value();
-    cuda_ = create_cuda_attention(device_, shape, kMostRows).value();
+    host_ = create_cpu_attention(shape, {.isa = host_isa(), .exact_prefill = test.exact_prefill},
+                                 threads_)
+                .value();
+    cuda_ = create_cuda_attention(device_, shape,
+                                  {.max_rows = kMostRows, .exact_prefill = test.exact_prefill})
+                .value();
     CacheSpec spec = CacheSpec::uniform(parse_layer_spec(test.spec).value(), test.layers,
                                         test.kv_heads, test.head_dim);
     spec.sinks = test.sinks;
@@ -150,7 +155,8 @@ TEST_F(CudaAttentionTest, ChunksOfAllLengths) {
        {Case{.spec = "k4v2"}, Case{.spec = "k16v16"}, Case{.spec = "k8v4", .sinks = 0},
         Case{.spec = "k4v4", .head_dim = 128, .sinks = 70},
         Case{.spec = "k3:channel:affine,v5:channel:affine", .window = 0},
-        Case{.spec = "k2v2", .query_heads = 16, .window = 128}}) {
+        Case{.spec = "k2v2", .query_heads = 16, .window = 128},
+        Case{.spec = "k4v2", .exact_prefill = true}}) {
     SCOPED_TRACE(test.spec);
     start(test);
     Twin one = twin();
@@ -159,8 +165,14 @@ TEST_F(CudaAttentionTest, ChunksOfAllLengths) {
   }
 }
 
-TEST_F(CudaAttentionTest, BatchesOfDifferentLengths) {
-  start({.spec = "k4v2"});
+class CudaAttentionBatchTest : public CudaAttentionTest,
+                               public testing::WithParamInterface<bool> {};
+
+INSTANTIATE_TEST_SUITE_P(Prefill, CudaAttentionBatchTest, testing::Bool(),
+                         [](const auto& test) { return test.param ? "exact" : "packed"; });
+
+TEST_P(CudaAttentionBatchTest, BatchesOfDifferentLengths) {
+  start({.spec = "k4v2", .exact_prefill = GetParam()});
   Twin twins[] = {twin(), twin(), twin()};
   Twin* const all[] = {&twins[0], &twins[1], &twins[2]};
   append(all, std::vector{250, 3, 40});

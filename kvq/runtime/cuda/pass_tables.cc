@@ -20,6 +20,12 @@ std::int32_t stride_of(std::int64_t count) {
       std::bit_ceil(static_cast<std::uint64_t>(std::max<std::int64_t>(count, 8))));
 }
 
+// The first row block that a query of the open chunk reads; one before it may be there to be
+// packed.
+std::int64_t first_read_rows(const DeviceSequence& sequence) {
+  return sequence.pages_read(sequence.length());
+}
+
 }  // namespace
 
 DeviceSequence& device_sequence(const PassItem& item) {
@@ -38,7 +44,7 @@ Status PassTables::build(std::span<const PassItem> items, const DeviceLayout& la
     longest_chunk_ = std::max(longest_chunk_, sequence.chunk_tokens());
     most_pages = std::max(most_pages, sequence.target_pages());
     most_row_blocks =
-        std::max(most_row_blocks, sequence.end_row_block() - sequence.first_row_block());
+        std::max(most_row_blocks, sequence.end_row_block() - first_read_rows(sequence));
   }
   decodes_ = longest_chunk_ == 1;
   page_stride_ = stride_of(most_pages);
@@ -74,7 +80,8 @@ Status PassTables::lay_out(std::size_t items, int layers) {
   row_blocks_ = section_behind<std::int32_t>(page_table_.end(), items * row_stride_);
   starts_ = section_behind<std::int32_t>(row_blocks_.end(), items + 1);
   chunks_ = section_behind<ChunkLength>(starts_.end(), items);
-  jobs_ = section_behind<PackJob>(chunks_.end(), pages * layers);
+  wanted_ = section_behind<std::int32_t>(chunks_.end(), 2 * items);
+  jobs_ = section_behind<PackJob>(wanted_.end(), pages * layers);
   bytes_ = jobs_.end();
   KVQ_RETURN_IF_ERROR(host_.reserve(bytes_));
   return device_.reserve(bytes_);
@@ -92,7 +99,9 @@ void PassTables::fill_rows(std::span<const PassItem> items) {
     starts[item] = static_cast<std::int32_t>(row);
     host(chunks_)[item] = {
         static_cast<std::int32_t>(sequence.length() + sequence.chunk_tokens()),
-        static_cast<std::int32_t>(sinks + sequence.first_row_block() * kPageTokens)};
+        static_cast<std::int32_t>(sinks + first_read_rows(sequence) * kPageTokens)};
+    host(wanted_)[2 * item] = 0;
+    host(wanted_)[2 * item + 1] = items[item].logit_rows;
     for (int token = 0; token < sequence.chunk_tokens(); ++token, ++row) {
       const std::int64_t position = sequence.length() + token;
       const std::int64_t behind = position - sinks;  // sinks
@@ -120,9 +129,10 @@ void PassTables::fill_tables(std::span<const PassItem> items) {
       pages[page] = sequence.page_block(page);
     }
     rows[0] = sequence.sink_block();
-    rows[1] = static_cast<std::int32_t>(sequence.first_row_block());
-    for (std::int64_t page = sequence.first_row_block(); page < sequence.end_row_block(); ++page) {
-      rows[kRowBlocksHeader + page - sequence.first_row_block()] = sequence.row_block(page);
+    const std::int64_t first = first_read_rows(sequence);
+    rows[1] = static_cast<std::int32_t>(first);
+    for (std::int64_t page = first; page < sequence.end_row_block(); ++page) {
+      rows[kRowBlocksHeader + page - first] = sequence.row_block(page);
     }
     pages += page_stride_;
     rows += row_stride_;

@@ -52,6 +52,7 @@ class PassTables {
   const std::int32_t* row_blocks() const { return at(row_blocks_); }  // [items, row_stride]
   const std::int32_t* starts() const { return at(starts_); }          // [items + 1], first rows
   const ChunkLength* chunks() const { return at(chunks_); }           // [items]
+  const std::int32_t* wanted() const { return at(wanted_); }          // [items, 2], 0, logit_rows
   const PackJob* jobs() const { return at(jobs_); }
   std::int32_t page_stride() const { return page_stride_; }
   std::int32_t row_stride() const { return row_stride_; }
@@ -102,6 +103,7 @@ class PassTables {
   Section<std::int32_t> row_blocks_;
   Section<std::int32_t> starts_;
   Section<ChunkLength> chunks_;
+  Section<std::int32_t> wanted_;
   Section<PackJob> jobs_;
   std::size_t bytes_ = 0;
   PinnedArray host_;
