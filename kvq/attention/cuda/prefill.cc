@@ -5,6 +5,7 @@
 
 #include "kvq/attention/cuda/decode_layout.h"
 #include "kvq/attention/cuda/kernels.h"
+#include "kvq/base/cuda/memory.h"
 
 namespace kvq::cuda {
 namespace {
@@ -12,11 +13,6 @@ namespace {
 // Shared memory of the barriers of a slot, of a raw buffer.
 constexpr int kSlotBarrierBytes = 16;
 constexpr int kRawBarrierBytes = 8;
-
-Status check(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return {};
-  return fail("CUDA: {}: {}", what, cudaGetErrorString(error));
-}
 
 int log2_of(int power) { return std::countr_zero(static_cast<unsigned>(power)); }
 

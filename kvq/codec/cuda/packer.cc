@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "kvq/base/cuda/memory.h"
 #include "kvq/codec/cuda/kernel.h"
 #include "kvq/codec/fit_candidates.inl"
 
@@ -21,11 +22,6 @@ constexpr bool few_candidates() {
 }
 static_assert(few_candidates());
 static_assert(sizeof(PackParams) <= 4096, "the most that a kernel takes");
-
-Status check(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return {};
-  return fail("CUDA: {}: {}", what, cudaGetErrorString(error));
-}
 
 CodeUnits units_of(int levels) {
   CodeUnits units{};
