@@ -1,8 +1,9 @@
-// One block of threads a row of the pass: keys and values of all kv heads, four numbers a thread and
-// step. Cost: reads 8 and writes 4 bytes a key and value number pair; a decode step of 64 sequences
-// moves less than a megabyte a layer, so the launch is what it costs.
+// One block of threads a row of the pass: keys and values of all kv heads, four numbers a thread
+// and step. Cost: reads 8 and writes 4 bytes a key and value number pair; a decode step of 64
+// sequences moves less than a megabyte a layer, so the launch is what it costs.
 #include <cuda_fp16.h>
 
+#include "kvq/base/cuda/overlapped_launch.cuh"
 #include "kvq/cache/cuda/append_rows.h"
 #include "kvq/cache/cuda/block_unit.h"
 #include "kvq/codec/bits.h"
@@ -21,14 +22,16 @@ __device__ unsigned kind_of(float number) {
 }
 
 __global__ void __launch_bounds__(kThreads) append_kernel(const AppendRows batch) {
+  allow_kernel_behind();
+  wait_for_kernel_before();
   const int row = static_cast<int>(blockIdx.x);
   const RowPlace place = batch.places[row];
   const bool is_sink = place.row < 0;
   const int capacity = is_sink ? batch.sinks : kPageTokens;
   const int token = is_sink ? -1 - place.row : place.row;
-  __half* const target = reinterpret_cast<__half*>(
-      batch.base + static_cast<std::int64_t>(place.block) * kBlockUnit +
-      (is_sink ? batch.sink_offset : batch.row_offset));
+  __half* const target =
+      reinterpret_cast<__half*>(batch.base + static_cast<std::int64_t>(place.block) * kBlockUnit +
+                                (is_sink ? batch.sink_offset : batch.row_offset));
   const int width = batch.kv_heads * batch.head_dim;
   for (int at = 4 * static_cast<int>(threadIdx.x); at < 2 * width; at += 4 * kThreads) {
     const bool is_value = at >= width;
@@ -49,11 +52,10 @@ __global__ void __launch_bounds__(kThreads) append_kernel(const AppendRows batch
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       if (__hisinf(__float2half_rn(four[i])) == 0 && !isnan(four[i])) continue;
-      const BadNumber found = static_cast<BadNumber>(batch.layer) << 44U |
-                              static_cast<BadNumber>(row) << 24U |
-                              static_cast<BadNumber>(is_value) << 23U |
-                              static_cast<BadNumber>(head) << 11U |
-                              static_cast<BadNumber>(channel + i) << 3U | kind_of(four[i]);
+      const BadNumber found =
+          static_cast<BadNumber>(batch.layer) << 44U | static_cast<BadNumber>(row) << 24U |
+          static_cast<BadNumber>(is_value) << 23U | static_cast<BadNumber>(head) << 11U |
+          static_cast<BadNumber>(channel + i) << 3U | kind_of(four[i]);
       atomicMin(batch.bad, found);
     }
   }
@@ -62,8 +64,7 @@ __global__ void __launch_bounds__(kThreads) append_kernel(const AppendRows batch
 }  // namespace
 
 cudaError_t append_rows(const AppendRows& batch, cudaStream_t stream) {
-  append_kernel<<<batch.rows, kThreads, 0, stream>>>(batch);
-  return cudaGetLastError();
+  return launch_overlapped(append_kernel, dim3(batch.rows), kThreads, batch, stream);
 }
 
 }  // namespace kvq::cuda

@@ -70,37 +70,62 @@ std::vector<BFloat16> random_weights(std::size_t count) {
   return weights;
 }
 
-TEST_P(CudaOpsTest, MultiplyStacksPartsAddsBiasAndAccumulates) {
-  constexpr int kInputs = 136, kFirst = 48, kSecond = 17, kOutputs = kFirst + kSecond;
-  const std::vector<BFloat16> weights = random_weights(kOutputs * kInputs);
-  const std::vector<float> bias = random_numbers(kSecond, 3);
+struct StackedShape {
+  int inputs;
+  int first;  // outputs of the parts
+  int second;
+};
+
+class CudaProductTest : public CudaOpsTest {
+ protected:
+  void multiply(const StackedShape& shape);
+};
+
+INSTANTIATE_TEST_SUITE_P(AllTerms, CudaProductTest,
+                         testing::Values(InputTerms::kFloat32, InputTerms::kOne, InputTerms::kTwo),
+                         term_name);
+
+TEST_P(CudaProductTest, StacksPartsAddsBiasAndAccumulates) { multiply({136, 48, 17}); }
+TEST_P(CudaProductTest, OfShapesForFewRows) {
+  multiply({64, 16, 16});
+  multiply({704, 48, 16});
+  multiply({1024 + 64, 32, 64});
+}
+
+void CudaProductTest::multiply(const StackedShape& shape) {
+  const int inputs = shape.inputs, first_outputs = shape.first, second_outputs = shape.second;
+  const int outputs = first_outputs + second_outputs;
+  const std::vector<BFloat16> weights = random_weights(std::size_t(outputs) * inputs);
+  const std::vector<float> bias = random_numbers(second_outputs, 3);
   const auto* bytes = reinterpret_cast<const std::byte*>(weights.data());
-  const TensorRef first{DataType::kBFloat16, {kFirst, kInputs}, bytes};
-  const TensorRef second{DataType::kBFloat16, {kSecond, kInputs}, bytes + 2 * kFirst * kInputs};
+  const TensorRef first{DataType::kBFloat16, {first_outputs, inputs}, bytes};
+  const TensorRef second{DataType::kBFloat16,
+                         {second_outputs, inputs},
+                         bytes + std::ptrdiff_t{2} * first_outputs * inputs};
   const TensorRef bias_tensor{
-      DataType::kFloat32, {kSecond}, reinterpret_cast<const std::byte*>(bias.data())};
+      DataType::kFloat32, {second_outputs}, reinterpret_cast<const std::byte*>(bias.data())};
   const std::vector<MatrixPart> parts = {{first, {}}, {second, bias_tensor}};
   const auto matrix = ops_->prepare(parts).value();
   const double tolerance = GetParam() == InputTerms::kFloat32 ? 1e-5
                            : GetParam() == InputTerms::kTwo   ? 5e-5
                                                               : 1e-2;
-  for (const int rows : {1, 2, 7, 64, 300}) {
-    const std::vector<float> input = random_numbers(std::size_t(rows) * kInputs, rows);
+  for (const int rows : {1, 2, 3, 4, 7, 8, 9, 64, 300}) {
+    const std::vector<float> input = random_numbers(std::size_t(rows) * inputs, rows);
     const DeviceFloats device_input = on_device(input);
     for (const bool accumulate : {false, true}) {
-      const std::vector<float> before = random_numbers(std::size_t(rows) * kOutputs, 5);
+      const std::vector<float> before = random_numbers(std::size_t(rows) * outputs, 5);
       const DeviceFloats result = accumulate ? on_device(before) : output(before.size());
       ASSERT_TRUE(ops_->multiply(*matrix, device_input.get(), rows, accumulate, result.get()));
       const std::vector<float> numbers = on_host(result, before.size());
       double error = 0;
       double norm = 0;
       for (int row = 0; row < rows; ++row) {
-        for (int o = 0; o < kOutputs; ++o) {
-          const std::size_t at = std::size_t(row) * kOutputs + o;
-          double sum = o >= kFirst ? bias[o - kFirst] : 0;
+        for (int o = 0; o < outputs; ++o) {
+          const std::size_t at = std::size_t(row) * outputs + o;
+          double sum = o >= first_outputs ? bias[o - first_outputs] : 0;
           if (accumulate) sum += before[at];
-          for (int i = 0; i < kInputs; ++i) {
-            sum += double(to_float(weights[o * kInputs + i])) * input[row * kInputs + i];
+          for (int i = 0; i < inputs; ++i) {
+            sum += double(to_float(weights[o * inputs + i])) * input[row * inputs + i];
           }
           error += (numbers[at] - sum) * (numbers[at] - sum);
           norm += sum * sum;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "kvq/base/cuda/overlapped_launch.cuh"
 #include "kvq/runtime/cuda/row_kernels.h"
 
 namespace kvq::cuda {
@@ -81,26 +82,35 @@ __device__ float load_one(const ProductTerms& product, std::size_t index, int co
   return sum;
 }
 
+// A thread keeps its first four numbers between the two passes over a row, and has their weights
+// before the kernel's turn: all of a row of up to 4 kCount numbers.
 template <int kCount>
 __global__ void __launch_bounds__(kCount) rms_norm_kernel(const RmsNormCall call) {
+  const int begin = 4 * static_cast<int>(threadIdx.x);
+  float4 first_weight{};
+  if (begin < call.width) first_weight = load_four(call.weight + begin);
+  allow_kernel_behind();
+  wait_for_kernel_before();
   const std::size_t row = blockIdx.x;
   float* const input = call.input + row * call.width;
+  float4 first{};
   float squares = 0;
-  for (int i = 4 * static_cast<int>(threadIdx.x); i < call.width; i += 4 * kCount) {
+  for (int i = begin; i < call.width; i += 4 * kCount) {
     float4 x{};
     if (call.added.high == nullptr || call.accumulate) x = load_four(input + i);
     if (call.added.high != nullptr) {
       x = x + load_four(call.added, row * call.width + i, i);
-      *reinterpret_cast<float4*>(input + i) = x;  // read again below, by this thread
+      *reinterpret_cast<float4*>(input + i) = x;  // for the next product, and below, by this thread
     }
+    if (i == begin) first = x;
     squares += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
   }
   squares = block_sum<kCount>(squares);
   if (threadIdx.x == 0 && !isfinite(squares)) atomicMin(call.failed, call.check);
   const float scale = 1.0F / sqrtf(squares / static_cast<float>(call.width) + call.epsilon);
-  for (int i = 4 * static_cast<int>(threadIdx.x); i < call.width; i += 4 * kCount) {
-    const float4 x = load_four(input + i);
-    const float4 w = load_four(call.weight + i);
+  for (int i = begin; i < call.width; i += 4 * kCount) {
+    const float4 x = i == begin ? first : load_four(input + i);
+    const float4 w = i == begin ? first_weight : load_four(call.weight + i);
     const float4 y = {x.x * scale * w.x, x.y * scale * w.y, x.z * scale * w.z, x.w * scale * w.w};
     *reinterpret_cast<float4*>(call.output + row * call.width + i) = y;
     if (call.split.data != nullptr) {
@@ -112,6 +122,8 @@ __global__ void __launch_bounds__(kCount) rms_norm_kernel(const RmsNormCall call
 
 // A warp a head of a row: pairs (i, i + head_dim / 2) are rotated by the row's angles.
 __global__ void __launch_bounds__(kThreads) split_heads_kernel(const SplitHeadsCall call) {
+  allow_kernel_behind();
+  wait_for_kernel_before();
   const int warp = static_cast<int>((blockIdx.x * kThreads + threadIdx.x) / 32);
   const int lane = static_cast<int>(threadIdx.x % 32);
   const int heads = call.query_heads + 2 * call.kv_heads;
@@ -131,10 +143,10 @@ __global__ void __launch_bounds__(kThreads) split_heads_kernel(const SplitHeadsC
     for (int i = lane; i < call.head_dim; i += 32) target[i] = load(i);
     return;
   }
-  target = key >= 0
-               ? call.key + (static_cast<std::int64_t>(row) * call.kv_heads + key) * call.head_dim
-               : call.query +
-                     (static_cast<std::int64_t>(row) * call.query_heads + head) * call.head_dim;
+  target =
+      key >= 0
+          ? call.key + (static_cast<std::int64_t>(row) * call.kv_heads + key) * call.head_dim
+          : call.query + (static_cast<std::int64_t>(row) * call.query_heads + head) * call.head_dim;
   const float* const norm = key >= 0 ? call.key_norm : call.query_norm;
   float scale = 1;
   if (norm != nullptr) {
@@ -160,6 +172,8 @@ __global__ void __launch_bounds__(kThreads) split_heads_kernel(const SplitHeadsC
 __device__ float silu(float x) { return x / (1.0F + expf(-x)); }
 
 __global__ void __launch_bounds__(kThreads) silu_kernel(const SiluCall call) {
+  allow_kernel_behind();
+  wait_for_kernel_before();
   const std::size_t row = blockIdx.y;
   const int i = 4 * static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
   if (i >= call.width) return;
@@ -184,6 +198,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __global__ void __launch_bounds__(kThreads) finish_product_kernel(const FinishProductCall call) {
+  allow_kernel_behind();
+  wait_for_kernel_before();
   const std::size_t count = static_cast<std::size_t>(call.rows) * call.width;
   for (std::size_t i = blockIdx.x * kThreads + threadIdx.x; i < count;
        i += std::size_t{kThreads} * gridDim.x) {
@@ -273,39 +289,36 @@ __global__ void __launch_bounds__(kRowThreads)
 }  // namespace
 
 cudaError_t rms_norm(const RmsNormCall& call, cudaStream_t stream) {
-  if (call.width > 4 * kThreads) {
-    rms_norm_kernel<kRowThreads><<<call.rows, kRowThreads, 0, stream>>>(call);
-  } else {
-    rms_norm_kernel<kThreads><<<call.rows, kThreads, 0, stream>>>(call);
-  }
-  return cudaGetLastError();
+  return call.width > 4 * kThreads ? launch_overlapped(rms_norm_kernel<kRowThreads>,
+                                                       dim3(call.rows), kRowThreads, call, stream)
+                                   : launch_overlapped(rms_norm_kernel<kThreads>, dim3(call.rows),
+                                                       kThreads, call, stream);
 }
 
 cudaError_t split_heads(const SplitHeadsCall& call, cudaStream_t stream) {
   const int warps = call.rows * (call.query_heads + 2 * call.kv_heads);
-  split_heads_kernel<<<(warps + kThreads / 32 - 1) / (kThreads / 32), kThreads, 0, stream>>>(call);
-  return cudaGetLastError();
+  return launch_overlapped(split_heads_kernel, dim3((warps + kThreads / 32 - 1) / (kThreads / 32)),
+                           kThreads, call, stream);
 }
 
 cudaError_t silu_multiply(const SiluCall& call, cudaStream_t stream) {
   const dim3 grid((call.width / 4 + kThreads - 1) / kThreads, call.rows);
-  silu_kernel<<<grid, kThreads, 0, stream>>>(call);
-  return cudaGetLastError();
+  return launch_overlapped(silu_kernel, grid, kThreads, call, stream);
 }
 
-cudaError_t split_rows(const float* input, std::size_t count, SplitRows split, cudaStream_t stream) {
+cudaError_t split_rows(const float* input, std::size_t count, SplitRows split,
+                       cudaStream_t stream) {
   split_kernel<<<blocks_for(count / 4), kThreads, 0, stream>>>(input, count, split);
   return cudaGetLastError();
 }
 
 cudaError_t finish_product(const FinishProductCall& call, cudaStream_t stream) {
   const std::size_t count = static_cast<std::size_t>(call.rows) * call.width;
-  finish_product_kernel<<<blocks_for(count), kThreads, 0, stream>>>(call);
-  return cudaGetLastError();
+  return launch_overlapped(finish_product_kernel, dim3(blocks_for(count)), kThreads, call, stream);
 }
 
-cudaError_t gather_rows(NumberType type, const void* table, const std::int32_t* rows, int count, int width,
-                   float* output, cudaStream_t stream) {
+cudaError_t gather_rows(NumberType type, const void* table, const std::int32_t* rows, int count,
+                        int width, float* output, cudaStream_t stream) {
   switch (type) {
     case NumberType::kFloat32:
       gather_kernel<<<count, kThreads, 0, stream>>>(static_cast<const float*>(table), rows, width,
@@ -323,21 +336,21 @@ cudaError_t gather_rows(NumberType type, const void* table, const std::int32_t* 
   return cudaGetLastError();
 }
 
-cudaError_t rotary_table(const std::int64_t* positions, const float* frequencies, int count, int half,
-                    float* cosine, float* sine, cudaStream_t stream) {
+cudaError_t rotary_table(const std::int64_t* positions, const float* frequencies, int count,
+                         int half, float* cosine, float* sine, cudaStream_t stream) {
   const int blocks = (count * half + kThreads - 1) / kThreads;
   rotary_kernel<<<blocks, kThreads, 0, stream>>>(positions, frequencies, count, half, cosine, sine);
   return cudaGetLastError();
 }
 
 cudaError_t all_finite(const float* values, std::size_t count, int check, std::int32_t* failed,
-                  cudaStream_t stream) {
+                       cudaStream_t stream) {
   finite_kernel<<<blocks_for(count), kThreads, 0, stream>>>(values, count, check, failed);
   return cudaGetLastError();
 }
 
 cudaError_t fill_random(NumberType type, void* data, std::size_t count, float deviation,
-                   std::uint64_t seed, cudaStream_t stream) {
+                        std::uint64_t seed, cudaStream_t stream) {
   const float range = deviation * 1.7320508F;  // of an even distribution
   const int blocks = blocks_for(count);
   switch (type) {
@@ -357,7 +370,7 @@ cudaError_t fill_random(NumberType type, void* data, std::size_t count, float de
 }
 
 cudaError_t largest(const float* values, int rows, int width, std::int32_t* index,
-               cudaStream_t stream) {
+                    cudaStream_t stream) {
   largest_kernel<<<rows, kRowThreads, 0, stream>>>(values, width, index);
   return cudaGetLastError();
 }
