@@ -2,8 +2,8 @@
 // of all layers are one block, and one list of blocks stands for every layer:
 //
 //   page block   [layers][kv_heads][page_bytes of the layer]
-//   row block    [layers][key, value][kv_heads][64 tokens][head_dim]       fp16, of one page's
-//   tokens sink block   [layers][key, value][kv_heads][sinks][head_dim]           fp16
+//   row block    [layers][key, value][kv_heads][64 tokens][head_dim]     fp16, a page's tokens
+//   sink block   [layers][key, value][kv_heads][sinks][head_dim]         fp16
 #pragma once
 
 #include <cstdint>

@@ -86,10 +86,12 @@ struct ExactSource {
     const int skipped = tile.exact_first - tile.tail_first;  // whole pages
     if (params.row_blocks == nullptr) {
       sink = head(params.sinks, tile.sequence);
-      tail = head(params.tail, tile.sequence) + static_cast<std::int64_t>(skipped) * params.head_dim;
+      tail =
+          head(params.tail, tile.sequence) + static_cast<std::int64_t>(skipped) * params.head_dim;
       return;
     }
-    blocks = params.row_blocks + static_cast<std::int64_t>(tile.sequence) * params.row_blocks_stride;
+    blocks =
+        params.row_blocks + static_cast<std::int64_t>(tile.sequence) * params.row_blocks_stride;
     sink = head(params.sinks, blocks[0]);
     tail = head(params.tail, 0);
     blocks += kRowBlocksHeader + skipped / kPageTokens;

@@ -23,11 +23,6 @@
 
 namespace kvq::cuda {
 
-__device__ __forceinline__ void store_shared_8(std::uint32_t address, std::uint32_t x,
-                                               std::uint32_t y) {
-  asm volatile("st.shared.v2.u32 [%0], {%1,%2};" ::"r"(address), "r"(x), "r"(y) : "memory");
-}
-
 __host__ __device__ constexpr int levels_of(Bits bits) {
   switch (bits) {
     case Bits::k1:
@@ -198,10 +193,10 @@ struct StepTarget {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       if constexpr (kKey) {
-        store_shared_8(row[r] + 2048 * tile, a[r], a[r + 2]);
+        store_shared_8(row[r] + 2048 * tile, make_uint2(a[r], a[r + 2]));
       } else {
-        store_shared_8(row[r] + 2048 * tile, __byte_perm(a[r], a[r + 2], 0x5410),
-                       __byte_perm(a[r], a[r + 2], 0x7632));
+        store_shared_8(row[r] + 2048 * tile, make_uint2(__byte_perm(a[r], a[r + 2], 0x5410),
+                                                        __byte_perm(a[r], a[r + 2], 0x7632)));
       }
     }
   }
