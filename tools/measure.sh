@@ -2,7 +2,7 @@
 # measure.sh [NAME...]: takes the measurements behind the tables of README.md and docs/ (all of them,
 # or those named), stores them in docs/results/ and rewrites the tables. Wants a quiet machine; about
 # an hour on two cores, most of it for `plans`. Needs build/kvq; `wiki` also needs KVQ_SHARED, a folder with
-# data/text/wiki-heldout.txt; `peers` needs Python packages (tools/peers).
+# data/text/wiki-heldout.txt; `peers` needs Python packages (tools/peers), `gpu` a CUDA device.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 kvq=build/kvq
@@ -88,5 +88,16 @@ if wanted support; then
 fi
 if wanted peers; then
   tools/record.py peers python3 tools/peers/llama_cpp.py --threads $threads
+fi
+if wanted gpu && command -v nvidia-smi > /dev/null; then  # needs torch
+  tools/record.py gpu_attention python3 bench/gpu/compare.py build/bench/gpu/decode_bench_cuda
+  tools/record.py gpu_prefill python3 bench/gpu/compare_prefill.py build/bench/gpu/prefill_bench_cuda
+  tools/record.py gpu_pack python3 bench/gpu/pack.py build/bench/gpu/pack_bench_cuda
+  mapfile -t gpu_formats < <(formats k16v16 k8v8 k4v4 k4v2 k2v2)
+  generate=("$kvq" bench generate --device cuda --random-model llama-8b --rounds 3 "${gpu_formats[@]}")
+  tools/record.py gpu_generate_128k "${generate[@]}" --fill --prompt-tokens 131072 --new-tokens 64
+  tools/record.py gpu_generate_16k "${generate[@]}" --fill --prompt-tokens 16384 --new-tokens 64 --batch 16
+  tools/record.py gpu_generate_32k "${generate[@]}" --fill --prompt-tokens 32768 --new-tokens 64 --largest-batch
+  tools/record.py gpu_prompt "${generate[@]}" --prompt-tokens 8192 --new-tokens 2
 fi
 tools/update_tables.py

@@ -24,8 +24,19 @@ def output_of(*command):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
+def gpu():
+    """{"gpu": name and driver}, or nothing where there is none."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        name, driver = subprocess.run(query, capture_output=True, text=True,
+                                      check=True).stdout.splitlines()[0].split(", ")
+    except (OSError, IndexError, subprocess.CalledProcessError):
+        return {}
+    return {"gpu": f"{name}, driver {driver}"}
+
+
 def machine():
-    """What a reader needs to judge a speed: processor, caches, memory, compiler."""
+    """What a reader needs to judge a speed: processor, caches, memory, compiler, GPU."""
     cpuinfo = {}
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         for line in file.read().split("\n\n")[0].splitlines():
@@ -43,6 +54,7 @@ def machine():
         "memory_gib": round(pages / 2**30),
         "system": system["PRETTY_NAME"].strip('"'),
         "compiler": output_of("c++", "--version").splitlines()[0],
+        **gpu(),
     }
 
 

@@ -40,7 +40,8 @@ class Results:
             record = self.record(name)
             machine = record["machine"]
             lines.append(f"`{short_command(record['command'])}`, revision {record['revision']}, "
-                         f"{record['date']}: {machine['cpu']}, {machine['processors']} processors, "
+                         f"{record['date']}: {machine['gpu'] + ', ' if 'gpu' in machine else ''}"
+                         f"{machine['cpu']}, {machine['processors']} processors, "
                          f"{machine['system']}, {machine['compiler']}.")
         return "\n".join(["", "<sub>" + "<br>".join(lines) + "</sub>"])
 
@@ -191,6 +192,55 @@ def speed_gpu_attention(results):
     return table(header, rows) + "\n\n" + place + "\n" + results.provenance("gpu_attention")
 
 
+def speed_gpu_prefill(results):
+    """Every case beside the best bf16 attention of the same run."""
+    run = results.record("gpu_prefill")["result"]
+    peers = {tuple(peer["shape"]): min(peer["microseconds"].values()) for peer in run["peers"]}
+    rows = []
+    for case in run["runs"]:
+        sequences, query_heads, kv_heads, tokens, chunk, head_dim = case["shape"]
+        plain = peers[tuple(case["shape"])]
+        rows.append([f"`{case['spec']}`" + (", exact" if case["exact"] else ""),
+                     f"{sequences}, {query_heads}/{kv_heads}, {tokens:,}, {chunk:,}, {head_dim}",
+                     f"{plain:,.0f}", f"{case['microseconds']:,.0f}", f"{plain / case['microseconds']:.2f}",
+                     f"{case['teraflops']:.0f}"])
+    header = ["format", "sequences, heads, tokens, newest that attend, head_dim", "bf16 µs", "µs",
+              "times bf16", "TFLOP/s"]
+    return table(header, rows) + "\n" + results.provenance("gpu_prefill")
+
+
+def speed_gpu_pack(results):
+    rows = [[f"`{case['spec']}`", f"{case['shape'][0]}", f"{case['microseconds']:.1f}",
+             f"{case['microseconds'] / 64:.2f}", f"{case['gigabytes_per_second']:,.0f}"]
+            for case in results.record("gpu_pack")["result"]["runs"]]
+    header = ["format", "pages of 8 kv heads", "µs", "µs a step and layer", "GB/s"]
+    return table(header, rows) + "\n" + results.provenance("gpu_pack")
+
+
+def speed_gpu_generate(results):
+    """Several batches and contexts, each format beside 16 bits."""
+    names = ["gpu_generate_128k", "gpu_generate_16k", "gpu_generate_32k"]
+    rows = []
+    for name in names:
+        run, entries = results.record(name)["result"], results.formats(name)
+        plain = entries["k16v16"]["decode_tokens_per_s"]
+        for spec, entry in entries.items():
+            speed = entry["decode_tokens_per_s"]
+            largest = entry.get("largest_batch")
+            rows.append([f"`{spec}`", f"{run['batch']}", f"{run['prompt_tokens']:,}", f"{speed:,.0f}",
+                         f"{speed / plain:.2f}", f"{entry['cache_bytes'] / 2**30:.2f} GiB",
+                         f"{largest}" if largest else "-"])
+    header = ["format", "sequences", "tokens of each", "decode tokens/s", "times k16v16", "cache",
+              "sequences that fit"]
+    return table(header, rows) + "\n" + results.provenance(*names)
+
+
+def speed_gpu_prompt(results):
+    rows = [[f"`{spec}`", f"{e['prefill_tokens_per_s']:,.0f}", f"{e['prefill_tokens_per_s_best']:,.0f}"]
+            for spec, e in results.formats("gpu_prompt").items()]
+    return table(["format", "prompt tokens/s", "best"], rows) + "\n" + results.provenance("gpu_prompt")
+
+
 def speed_attention(results):
     run = results.record("attention")["result"]
     plain = results.formats("attention")["k16v16"]["seconds"]
@@ -246,7 +296,8 @@ def support(results):
 
 FIGURES = {function.__name__: function for function in (
     headline, overview, accuracy_widths, accuracy_options, accuracy_fits, accuracy_kivi, accuracy_wiki,
-    plans, speed_attention, speed_gpu_attention, speed_append, speed_generate, speed_peers, support)}
+    plans, speed_attention, speed_gpu_attention, speed_gpu_prefill, speed_gpu_pack, speed_gpu_generate,
+    speed_gpu_prompt, speed_append, speed_generate, speed_peers, support)}
 
 
 def rewrite(text, results, page):

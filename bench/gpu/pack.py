@@ -1,0 +1,40 @@
+#!/usr/bin/env python3
+"""Times packing on a CUDA device.
+
+usage: pack.py PACK_BENCH [--json FILE]
+
+PACK_BENCH is the program pack_bench_cuda. A batch of 64 sequences packs a page of each layer and head every
+64 steps: 64 pages of 8 heads a layer are what the batch packs, averaged, in 64 steps of one layer.
+"""
+import argparse
+import json
+import subprocess
+import sys
+
+SPECS = ["k16v16", "k8v8", "k8v4", "k4v4", "k4v2", "k3v3", "k2v2", "k1.58v1.58", "k4:affine,v2:affine",
+         "k4:channel:affine:mse,v2:affine:mse", "k4:affine:hqq,v2:affine:hqq"]
+SHAPES = [(64, 8, 128), (512, 8, 128)]  # pages, kv heads, head_dim
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("program")
+    parser.add_argument("--json")
+    options = parser.parse_args()
+    lines = "".join(f"{spec} {' '.join(map(str, shape))}\n" for shape in SHAPES for spec in SPECS)
+    output = subprocess.run([options.program], input=lines, text=True, stdout=subprocess.PIPE)
+    if output.returncode != 0:
+        sys.exit(output.returncode)
+    runs = [json.loads(line) for line in output.stdout.splitlines()]
+    query = ["nvidia-smi", "--query-gpu=name,clocks.sm,driver_version", "--format=csv,noheader"]
+    device = subprocess.run(query, capture_output=True, text=True).stdout.strip()
+    print(f"{device}; microseconds of a launch\n{'format':40} {'pages':>5} {'us':>8} {'GB/s':>6}")
+    for run in runs:
+        print(f"{run['spec']:40} {run['shape'][0]:5} {run['microseconds']:8.2f} {run['gigabytes_per_second']:6.0f}")
+    if options.json:
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump({"device": device, "runs": runs}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
