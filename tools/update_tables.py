@@ -39,10 +39,10 @@ class Results:
         for name in names:
             record = self.record(name)
             machine = record["machine"]
+            place = machine.get("gpu") or (f"{machine['cpu']}, {machine['processors']} processors, "
+                                           f"{machine['system']}")
             lines.append(f"`{short_command(record['command'])}`, revision {record['revision']}, "
-                         f"{record['date']}: {machine['gpu'] + ', ' if 'gpu' in machine else ''}"
-                         f"{machine['cpu']}, {machine['processors']} processors, "
-                         f"{machine['system']}, {machine['compiler']}.")
+                         f"{record['date']}: {place}, {machine['compiler']}.")
         return "\n".join(["", "<sub>" + "<br>".join(lines) + "</sub>"])
 
 
@@ -219,7 +219,7 @@ def speed_gpu_pack(results):
 
 def speed_gpu_generate(results):
     """Several batches and contexts, each format beside 16 bits."""
-    names = ["gpu_generate_128k", "gpu_generate_16k", "gpu_generate_32k"]
+    names = [name for name in results.records if name.startswith("gpu_generate_")]
     rows = []
     for name in names:
         run, entries = results.record(name)["result"], results.formats(name)
