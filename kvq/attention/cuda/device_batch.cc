@@ -15,9 +15,8 @@ void check(cudaError_t error) {
 
 }  // namespace
 
-DeviceBuffer::DeviceBuffer(std::size_t bytes) {
-  check(cudaMalloc(&data_, std::max<std::size_t>(bytes, 1)));
-  check(cudaMemset(data_, 0xff, std::max<std::size_t>(bytes, 1)));  // NaN
+DeviceBuffer::DeviceBuffer(std::size_t bytes) : memory_(DeviceArray::create(bytes).value()) {
+  check(cudaMemset(get(), 0xff, memory_.bytes()));
 }
 
 void* DeviceBatch::upload(const void* data, std::size_t bytes) {

@@ -7,25 +7,23 @@
 #include <vector>
 
 #include "kvq/attention/cuda/decode.h"
+#include "kvq/base/cuda/memory.h"
 
 namespace kvq::cuda {
 
-// Memory of the current device, as bytes.
+// Memory of the current device, full of NaN.
 class DeviceBuffer {
  public:
   explicit DeviceBuffer(std::size_t bytes);
-  DeviceBuffer(const DeviceBuffer&) = delete;
-  DeviceBuffer& operator=(const DeviceBuffer&) = delete;
-  ~DeviceBuffer() { cudaFree(data_); }
 
-  void* get() const { return data_; }
+  void* get() const { return memory_.as<void>(); }
   template <typename T>
   T* as() const {
-    return static_cast<T*>(data_);
+    return memory_.as<T>();
   }
 
  private:
-  void* data_ = nullptr;
+  DeviceArray memory_;
 };
 
 // Pages lie in random order among unused ones; exact rows as the views have them.

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <optional>
 
+#include "kvq/base/cuda/memory.h"
 #include "kvq/codec/cuda/packer.h"
 #include "kvq/codec/test_pages.h"
 
@@ -15,30 +16,27 @@ constexpr std::byte kUntouched{0xaa};
 
 void check(cudaError_t error) { ASSERT_EQ(error, cudaSuccess) << cudaGetErrorString(error); }
 
-// Memory of the device, a copy of the host's.
+// Numbers in the memory of the device.
 template <typename T>
-class DeviceArray {
+class OnDevice {
  public:
-  explicit DeviceArray(const std::vector<T>& values) : count_(values.size()) {
-    check(cudaMalloc(&data_, count_ * sizeof(T)));
+  explicit OnDevice(const std::vector<T>& values)
+      : memory_(DeviceArray::create(values.size() * sizeof(T)).value()), count_(values.size()) {
     set(values);
   }
-  DeviceArray(const DeviceArray&) = delete;
-  DeviceArray& operator=(const DeviceArray&) = delete;
-  ~DeviceArray() { cudaFree(data_); }
 
-  T* get() const { return static_cast<T*>(data_); }
+  T* get() const { return memory_.as<T>(); }
   void set(const std::vector<T>& values) {
-    check(cudaMemcpy(data_, values.data(), count_ * sizeof(T), cudaMemcpyHostToDevice));
+    check(cudaMemcpy(get(), values.data(), count_ * sizeof(T), cudaMemcpyHostToDevice));
   }
   std::vector<T> values() const {
     std::vector<T> copy(count_);
-    check(cudaMemcpy(copy.data(), data_, count_ * sizeof(T), cudaMemcpyDeviceToHost));
+    check(cudaMemcpy(copy.data(), get(), count_ * sizeof(T), cudaMemcpyDeviceToHost));
     return copy;
   }
 
  private:
-  void* data_ = nullptr;
+  DeviceArray memory_;
   std::size_t count_;
 };
 
@@ -139,14 +137,14 @@ TEST_P(CudaPackEverySpec, EqualsTheCpu) {
   const int head_dim = GetParam();
   const auto keys = every_kind_of_rows(head_dim, 1);
   const auto values = every_kind_of_rows(head_dim, 2);
-  const DeviceArray<std::uint16_t> device_keys(joined(keys));
-  const DeviceArray<std::uint16_t> device_values(joined(values));
+  const OnDevice<std::uint16_t> device_keys(joined(keys));
+  const OnDevice<std::uint16_t> device_values(joined(values));
   const std::vector<std::string> specs = tensor_specs();
   for (std::size_t n = 0; n < specs.size(); ++n) {
     const std::string text = fmt::format("k{},v{}", specs[n], specs[(n * 37 + 11) % specs.size()]);
     const PageFormat format = make_format(text, head_dim);
     const Packer packer = Packer::create(format, 1).value();
-    const DeviceArray<std::byte> pages(
+    const OnDevice<std::byte> pages(
         std::vector<std::byte>(keys.size() * format.page_bytes, kUntouched));
     std::vector<PackJob> jobs;
     for (std::size_t i = 0; i < keys.size(); ++i) {
@@ -156,7 +154,7 @@ TEST_P(CudaPackEverySpec, EqualsTheCpu) {
     }
     // A launch that may have many jobs has other blocks.
     if (n % 2 == 1) jobs.resize(300, PackJob{});
-    const DeviceArray<PackJob> device_jobs(jobs);
+    const OnDevice<PackJob> device_jobs(jobs);
     const Status status =
         packer.run({.jobs = device_jobs.get(), .max_jobs = static_cast<int>(jobs.size())}, nullptr);
     ASSERT_TRUE(status) << status.error().message;
@@ -175,9 +173,9 @@ TEST_F(CudaPack, SixteenBitsBesidePackedOnes) {
       const PageFormat format = make_format(text, head_dim);
       const auto key = make_rows(Data::kNormal, head_dim, 3);
       const auto value = make_rows(Data::kHeavyTailed, head_dim, 4);
-      const DeviceArray<std::uint16_t> rows(joined({key, value}));
-      const DeviceArray<std::byte> page(std::vector<std::byte>(format.page_bytes, kUntouched));
-      const DeviceArray<PackJob> jobs({{rows.get(), rows.get() + key.size(), page.get()}});
+      const OnDevice<std::uint16_t> rows(joined({key, value}));
+      const OnDevice<std::byte> page(std::vector<std::byte>(format.page_bytes, kUntouched));
+      const OnDevice<PackJob> jobs({{rows.get(), rows.get() + key.size(), page.get()}});
       ASSERT_TRUE(
           Packer::create(format, 1).value().run({.jobs = jobs.get(), .max_jobs = 1}, nullptr));
       SCOPED_TRACE(fmt::format("{}, head_dim {}", text, head_dim));
@@ -263,16 +261,16 @@ class Pool {
   std::size_t page_head_stride_;
   std::size_t page_stride_;
   std::vector<std::uint16_t> rows_;
-  DeviceArray<std::uint16_t> device_rows_;
-  DeviceArray<std::byte> pages_;
+  OnDevice<std::uint16_t> device_rows_;
+  OnDevice<std::byte> pages_;
 };
 
 // One captured launch packs whatever the jobs in device memory say when it is replayed.
 TEST_F(CudaPack, ReplayedGraphsFollowTheJobs) {
   Pool pool;
   const Packer packer = Packer::create(pool.format(), Pool::kHeads).value();
-  DeviceArray<PackJob> jobs(std::vector<PackJob>(Pool::kJobs, PackJob{}));
-  DeviceArray<std::int32_t> count({0});
+  OnDevice<PackJob> jobs(std::vector<PackJob>(Pool::kJobs, PackJob{}));
+  OnDevice<std::int32_t> count({0});
   PackBatch batch = pool.batch();
   batch.jobs = jobs.get();
   batch.job_count = count.get();
@@ -316,7 +314,7 @@ TEST_F(CudaPack, ReplayedGraphsFollowTheJobs) {
 TEST_F(CudaPack, WithoutACountAllJobsArePacked) {
   Pool pool;
   const Packer packer = Packer::create(pool.format(), Pool::kHeads).value();
-  const DeviceArray<PackJob> jobs({pool.job(3), PackJob{}, pool.job(1)});
+  const OnDevice<PackJob> jobs({pool.job(3), PackJob{}, pool.job(1)});
   PackBatch batch = pool.batch();
   batch.jobs = jobs.get();
   batch.max_jobs = 3;
@@ -330,9 +328,9 @@ TEST_F(CudaPack, PackersOfAllSizesLiveSideBySide) {
   const Packer first = Packer::create(large, 1).value();
   [[maybe_unused]] const Packer second = Packer::create(make_format("k1,v1", 16), 1).value();
   const auto rows = make_rows(Data::kNormal, 256, 5);
-  const DeviceArray<std::uint16_t> device_rows(joined({rows}));
-  const DeviceArray<std::byte> page(std::vector<std::byte>(large.page_bytes, kUntouched));
-  const DeviceArray<PackJob> jobs({{device_rows.get(), device_rows.get(), page.get()}});
+  const OnDevice<std::uint16_t> device_rows(joined({rows}));
+  const OnDevice<std::byte> page(std::vector<std::byte>(large.page_bytes, kUntouched));
+  const OnDevice<PackJob> jobs({{device_rows.get(), device_rows.get(), page.get()}});
   const Status status = first.run({.jobs = jobs.get(), .max_jobs = 1}, nullptr);
   ASSERT_TRUE(status) << status.error().message;
   ASSERT_NO_FATAL_FAILURE(expect_equal(large, page.values().data(), pack(large, rows, rows)));
