@@ -162,25 +162,37 @@ TEST_F(CudaDecode, EveryPairOfWidths) {
 
 TEST_F(CudaDecode, AxesGroupsParameters) {
   int number = 0;
-  for (const char* key_axis : {"token", "channel"}) {
-    for (const char* value_axis : {"token", "channel"}) {
-      for (const int group : {16, 32, 64, 128, 256}) {
-        for (const char* parameters : {"symmetric", "affine"}) {
-          const int head_dim = std::vector{64, 128, 80, 256, 96}[number % 5];
-          const char* bits[] = {"4", "3", "1.58", "5", "8", "1", "6"};
-          const char* rotation = number % 3 == 0 ? "none" : "hadamard";
-          const auto tensor = [&](const char* axis, int at) {
-            return fmt::format("{}:g{}:{}:{}:minmax:{}", bits[at % 7], group, axis, parameters,
-                               rotation);
-          };
-          expect_accurate({.spec = fmt::format("k{},v{}", tensor(key_axis, number),
-                                               tensor(value_axis, number + 3)),
-                           .head_dim = head_dim,
-                           .heads = 1 + number % 8,
-                           .lengths = {640 + 7 * number}});
-          ++number;
+  const char* bits[] = {"4", "3", "1.58", "5", "8", "1", "6", "2"};
+  const auto tensor = [&](const char* axis, int group, const char* parameters, int at) {
+    const char* rotation = number % 3 == 0 ? "none" : "hadamard";
+    return fmt::format("{}:g{}:{}:{}:minmax:{}", bits[at % 8], group, axis, parameters, rotation);
+  };
+  for (const int head_dim : {64, 80, 96, 128, 256}) {
+    for (const char* key_axis : {"token", "channel"}) {
+      for (const char* value_axis : {"token", "channel"}) {
+        for (const int group : {16, 32, 64, 128, 256}) {
+          for (const char* parameters : {"symmetric", "affine"}) {
+            expect_accurate(
+                {.spec = fmt::format("k{},v{}", tensor(key_axis, group, parameters, number),
+                                     tensor(value_axis, group, parameters, number + 3)),
+                 .head_dim = head_dim,
+                 .heads = 1 + number % 11,
+                 .lengths = {640 + 7 * (number % 40)}});
+            ++number;
+          }
         }
       }
+    }
+  }
+}
+
+// A group for keys, another for values, 16 bits beside packed ones.
+TEST_F(CudaDecode, FormatsOfKeysAndValues) {
+  for (const char* spec :
+       {"k2:g32:channel:affine:none,v2:g32:affine:none", "k16,v4:g16:affine",
+        "k4:g128:channel:affine,v16", "k8:g16,v1:g128:channel", "k4:affine,v2"}) {
+    for (const int head_dim : {64, 128, 256}) {
+      expect_accurate({.spec = spec, .head_dim = head_dim, .lengths = {2000, 70, 901}});
     }
   }
 }

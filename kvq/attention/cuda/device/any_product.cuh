@@ -1,7 +1,13 @@
-// The product of a packed block with an operand, for any width, axis, group and parameters: all of
-// them known at run time only. As block_product.cuh, which says what is computed; here the width is
-// a switch in every step, and loops over steps are not unrolled, so that one small body serves all
-// formats. Operands lie in shared memory: [step][column tile][lane], 8 bytes.
+// The product of a packed block with an operand, for any axis, group and parameters; the width is known
+// when it is compiled. As block_product.cuh, which says what is computed. Loops go over pairs of steps
+// and are not unrolled further, so that the code of all widths stays small; a pair is what one 16-byte
+// load of parameters serves.
+//
+// Operands lie in shared memory, 16 bytes a lane: [pair of steps][column tile][lane]{b[0], b[1] of the
+// even step, b[0], b[1] of the odd step}.
+//
+// Cost of a pair beyond its codes: 3 loads and 12 instructions depth-wise with 64 rows a group, about
+// 75 instructions for each group of depths row-wise.
 #pragma once
 
 #include "kvq/attention/cuda/device/block_product.cuh"
@@ -29,30 +35,6 @@ __device__ __forceinline__ int unit_exponent(Bits bits, int tile, int r) {
   }
 }
 
-__device__ __forceinline__ void load_any_codes(const TensorLayout& layout, std::uint32_t block,
-                                               int step, Lane lane, FragmentA (&a)[4]) {
-  switch (layout.bits) {
-    case Bits::k1:
-      return Codes<Bits::k1>::load(block, step, layout.steps, lane, a);
-    case Bits::kTernary:
-      return Codes<Bits::kTernary>::load(block, step, layout.steps, lane, a);
-    case Bits::k2:
-      return Codes<Bits::k2>::load(block, step, layout.steps, lane, a);
-    case Bits::k3:
-      return Codes<Bits::k3>::load(block, step, layout.steps, lane, a);
-    case Bits::k4:
-      return Codes<Bits::k4>::load(block, step, layout.steps, lane, a);
-    case Bits::k5:
-      return Codes<Bits::k5>::load(block, step, layout.steps, lane, a);
-    case Bits::k6:
-      return Codes<Bits::k6>::load(block, step, layout.steps, lane, a);
-    case Bits::k8:
-      return Codes<Bits::k8>::load(block, step, layout.steps, lane, a);
-    case Bits::k16:
-      return Codes<Bits::k16>::load(block, step, layout.steps, lane, a);
-  }
-}
-
 // Row-wise parameters of a lane's rows, [tile][r], from the vector at `address`.
 __device__ __forceinline__ void load_any_row_parameters(std::uint32_t address, int group_rows,
                                                         Lane lane, float (&numbers)[4][2]) {
@@ -65,101 +47,111 @@ __device__ __forceinline__ void load_any_row_parameters(std::uint32_t address, i
   for (int j = 0; j < 4; ++j) numbers[j][0] = numbers[j][1] = pairs[j / 2][j % 2];
 }
 
-// Depth-wise parameters of vector `n` of a lane's depths of one step, in the order of an operand's
-// b[0] and b[1].
-__device__ __forceinline__ uint2 load_depth_parameters(std::uint32_t section,
-                                                       const TensorLayout& layout, int n, int step,
+// Depth-wise parameters of vector `n` of a lane's depths of a pair of steps, in the order of an
+// operand: those of b[0] of the even and the odd step, then those of b[1].
+__device__ __forceinline__ uint4 load_depth_parameters(std::uint32_t section,
+                                                       const TensorLayout& layout, int n, int pair,
                                                        Lane lane) {
-  const int piece = step >> (layout.depth_shift + 1);  // of 2 * group_depth steps, 64 bytes
-  const int x = step - (piece << (layout.depth_shift + 1));
+  const int piece = pair >> layout.depth_shift;  // of group_depth pairs, 64 bytes
   const std::uint32_t run = section + 64 * (piece * layout.row_groups + n) + 16 * lane.t;
-  if (layout.group_depth == 4) {
-    const std::uint32_t number = load_shared_2(run + 2 * x);
-    return make_uint2(number * 0x00010001U, number * 0x00010001U);
+  if (layout.group_depth == 1) return load_shared_16(run);
+  const int x = pair - (piece << layout.depth_shift);
+  if (layout.group_depth == 2) {
+    const uint2 words = load_shared_8(run + 8 * x);
+    return make_uint4(words.x, words.y, words.x, words.y);
   }
-  const std::uint32_t even = load_shared_4(run + 4 * x);
-  return make_uint2(even, layout.group_depth == 2 ? even : load_shared_4(run + 8 + 4 * x));
+  const std::uint32_t word = load_shared_4(run + 4 * x);
+  const std::uint32_t even = __byte_perm(word, word, 0x1010);
+  const std::uint32_t odd = __byte_perm(word, word, 0x3232);
+  return make_uint4(even, odd, even, odd);
 }
 
-// One step's product of kTiles row tiles that share their parameters.
-template <int kTiles, int kColumns>
-__device__ __forceinline__ void add_any_depth_step(const TensorLayout& layout, std::uint32_t scales,
-                                                   std::uint32_t centers, int n, int step, Lane lane,
-                                                   const FragmentB (&operand)[kColumns],
-                                                   const FragmentA* a, FragmentC (*sum)[kColumns],
-                                                   FragmentC (&constant)[kColumns]) {
-  const std::uint32_t minus_middle = layout.minus_middle;
-  const FragmentA middle = {minus_middle, minus_middle, minus_middle, minus_middle};
-  const uint2 scale = load_depth_parameters(scales, layout, n, step, lane);
-#pragma unroll
-  for (int c = 0; c < kColumns; ++c) {
-    const std::uint32_t b0 = multiply(operand[c][0], scale.x);
-    const std::uint32_t b1 = multiply(operand[c][1], scale.y);
-#pragma unroll
-    for (int j = 0; j < kTiles; ++j) multiply_add(sum[j][c], a[j], b0, b1);
-    multiply_add(constant[c], middle, b0, b1);
-  }
-  if (!layout.affine) return;
-  const uint2 center = load_depth_parameters(centers, layout, n, step, lane);
-  const FragmentA center_rows = {center.x, center.x, center.y, center.y};
-#pragma unroll
-  for (int c = 0; c < kColumns; ++c) {
-    multiply_add(constant[c], center_rows, operand[c][0], operand[c][1]);
-  }
-}
-
-template <int kColumns>
-__device__ __forceinline__ std::uint32_t operand_address(std::uint32_t operands, int step, Lane lane) {
-  return operands + 256 * kColumns * step + 8 * lane.index;
-}
 template <int kSteps, int kColumns>
 __device__ __forceinline__ void store_operand(const Operand<kSteps, kColumns>& operand,
                                               std::uint32_t operands, Lane lane) {
 #pragma unroll
-  for (int step = 0; step < kSteps; ++step) {
+  for (int pair = 0; pair < kSteps / 2; ++pair) {
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
-      store_shared_8(operand_address<kColumns>(operands, step, lane) + 256 * c,
-                     make_uint2(operand.b[step][c][0], operand.b[step][c][1]));
+      const FragmentB& even = operand.b[2 * pair][c];
+      const FragmentB& odd = operand.b[2 * pair + 1][c];
+      store_shared_16(operands + 512 * (kColumns * pair + c) + 16 * lane.index,
+                      make_uint4(even[0], even[1], odd[0], odd[1]));
     }
   }
   __syncwarp();
 }
+// b[0], b[1] of one step.
 template <int kColumns>
-__device__ __forceinline__ void load_operand(std::uint32_t operands, int step, Lane lane,
-                                             FragmentB (&b)[kColumns]) {
+__device__ __forceinline__ uint2 load_operand_step(std::uint32_t operands, int step, int column,
+                                                   Lane lane) {
+  return load_shared_8(operands + 512 * (kColumns * (step >> 1) + column) + 16 * lane.index +
+                       8 * (step & 1));
+}
+// Both steps of a pair.
+template <int kColumns>
+__device__ __forceinline__ void load_operand(std::uint32_t operands, int pair, Lane lane,
+                                             Operand<2, kColumns>& operand) {
 #pragma unroll
   for (int c = 0; c < kColumns; ++c) {
-    const uint2 words = load_shared_8(operand_address<kColumns>(operands, step, lane) + 256 * c);
-    b[c][0] = words.x, b[c][1] = words.y;
+    const uint4 words = load_shared_16(operands + 512 * (kColumns * pair + c) + 16 * lane.index);
+    operand.b[0][c][0] = words.x, operand.b[0][c][1] = words.y;
+    operand.b[1][c][0] = words.z, operand.b[1][c][1] = words.w;
   }
 }
 
-template <int kColumns>
+// Groups of 64 rows (kWhole), or of 32 or 16. What all rows of a group lack alike is added in the end.
+template <Bits kBits, bool kWhole, int kColumns>
 __device__ __forceinline__ void add_any_depth_wise(const TensorLayout& layout, std::uint32_t block,
                                                    std::uint32_t scales, std::uint32_t centers,
-                                                   int first_row, Lane lane,
-                                                   std::uint32_t operands,
+                                                   int first_row, Lane lane, std::uint32_t operands,
                                                    BlockSum<kColumns>& sum) {
-  const bool shared = layout.group_rows >= kPageTokens;  // by all rows of the block
-  BlockSum<kColumns> constant = {};
+  using C = Codes<kBits>;
+  constexpr int kGroups = kWhole ? 1 : 4;  // of 32 rows: the odd ones are those before them
+  const bool pairs_of_tiles = !kWhole && layout.group_rows == 32;
+  const std::uint32_t minus_middle = layout.minus_middle;
+  const FragmentA middle = {minus_middle, minus_middle, minus_middle, minus_middle};
+  FragmentC constant[kGroups][kColumns] = {};
 #pragma unroll 1
-  for (int step = 0; step < layout.steps; ++step) {
-    FragmentA a[4];
-    FragmentB b[kColumns];
-    load_operand(operands, step, lane, b);
-    load_any_codes(layout, block, step, lane, a);
-    if (shared) {
-      const int n = first_row >> layout.row_shift;
-      add_any_depth_step<4>(layout, scales, centers, n, step, lane, b, a, sum,
-                            constant[0]);
-      continue;
+  for (int pair = 0; 2 * pair < layout.steps; ++pair) {
+    Operand<2, kColumns> operand;
+    load_operand(operands, pair, lane, operand);
+    uint4 scale[kGroups];
+#pragma unroll
+    for (int n = 0; n < kGroups; ++n) {
+      if (n % 2 == 1 && pairs_of_tiles) continue;
+      const int group = (first_row + 16 * n) >> layout.row_shift;
+      scale[n] = load_depth_parameters(scales, layout, group, pair, lane);
+      if (!layout.affine) continue;
+      const uint4 center = load_depth_parameters(centers, layout, group, pair, lane);
+      const FragmentA even = {center.x, center.x, center.z, center.z};
+      const FragmentA odd = {center.y, center.y, center.w, center.w};
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+        multiply_add(constant[n][c], even, operand.b[0][c][0], operand.b[0][c][1]);
+        multiply_add(constant[n][c], odd, operand.b[1][c][0], operand.b[1][c][1]);
+      }
     }
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int n = (first_row + 16 * j) >> layout.row_shift;
-      add_any_depth_step<1>(layout, scales, centers, n, step, lane, b, &a[j], &sum[j],
-                            constant[j]);
+    for (int s = 0; s < 2; ++s) {
+      if (s == 1 && 2 * pair + 1 == layout.steps) break;
+      FragmentA a[4];
+      C::load(block, 2 * pair + s, layout.steps, lane, a);
+      FragmentB b[kColumns];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int n = j < kGroups ? j : 0;
+        if (j == n && !(n % 2 == 1 && pairs_of_tiles)) {
+#pragma unroll
+          for (int c = 0; c < kColumns; ++c) {
+            b[c][0] = multiply(operand.b[s][c][0], s == 0 ? scale[n].x : scale[n].y);
+            b[c][1] = multiply(operand.b[s][c][1], s == 0 ? scale[n].z : scale[n].w);
+            multiply_add(constant[n][c], middle, b[c][0], b[c][1]);
+          }
+        }
+#pragma unroll
+        for (int c = 0; c < kColumns; ++c) multiply_add(sum[j][c], a[j], b[c][0], b[c][1]);
+      }
     }
   }
 #pragma unroll
@@ -168,62 +160,82 @@ __device__ __forceinline__ void add_any_depth_wise(const TensorLayout& layout, s
     for (int c = 0; c < kColumns; ++c) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const float add = shared ? constant[0][c][e & 1] : constant[j][c][e & 1];
-        sum[j][c][e] += add * power_of_two(unit_exponent(layout.bits, j, e >> 1));
+        float add = constant[j < kGroups ? j : 0][c][e & 1];
+        if (j % 2 == 1 && pairs_of_tiles) add = constant[j - 1 < kGroups ? j - 1 : 0][c][e & 1];
+        sum[j][c][e] += add * power_of_two(C::kUnitPower + C::power(j, e >> 1));
       }
     }
   }
 }
 
+// The group of depths that ends: its product with the codes and the total of its operand, as
+// multiply_add() leaves them, with the parameters to the sums.
+template <Bits kBits, int kColumns>
+__device__ __forceinline__ void add_row_group(const TensorLayout& layout, std::uint32_t scales,
+                                              std::uint32_t centers, Lane lane,
+                                              BlockSum<kColumns>& product,
+                                              FragmentC (&total)[kColumns],
+                                              BlockSum<kColumns>& sum) {
+  using C = Codes<kBits>;
+  float scale[4][2];
+  float constant[4][2] = {};
+  load_any_row_parameters(scales, layout.group_rows, lane, scale);
+  if (layout.affine) load_any_row_parameters(centers, layout.group_rows, lane, constant);
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      constant[j][r] -= layout.middle * scale[j][r];
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+#pragma unroll
+        for (int e = 2 * r; e < 2 * r + 2; ++e) {
+          const float unit_total = total[c][e & 1] * power_of_two(C::kUnitPower + C::power(j, r));
+          sum[j][c][e] += constant[j][r] * unit_total;
+          sum[j][c][e] += scale[j][r] * product[j][c][e];
+          product[j][c][e] = 0;
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int c = 0; c < kColumns; ++c) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) total[c][e] = 0;
+  }
+}
+
 // scales, centers: the block's first vector.
-template <int kColumns>
+template <Bits kBits, int kColumns>
 __device__ __forceinline__ void add_any_row_wise(const TensorLayout& layout, std::uint32_t block,
                                                  std::uint32_t scales, std::uint32_t centers,
                                                  Lane lane, std::uint32_t operands,
                                                  BlockSum<kColumns>& sum) {
   const FragmentA ones = {kHalfOnes, kHalfOnes, kHalfOnes, kHalfOnes};
   const int vector_bytes = 2 * (kPageTokens >> layout.row_shift);
+  const int together = layout.group_depth == 16 ? 1 : 2;  // steps
   BlockSum<kColumns> product = {};
   FragmentC total[kColumns] = {};
 #pragma unroll 1
-  for (int step = 0; step < layout.steps; ++step) {
-    FragmentA a[4];
-    FragmentB b[kColumns];
-    load_operand(operands, step, lane, b);
-    load_any_codes(layout, block, step, lane, a);
+  for (int step = 0; step < layout.steps; step += together) {
 #pragma unroll
-    for (int c = 0; c < kColumns; ++c) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) multiply_add(product[j][c], a[j], b[c][0], b[c][1]);
-      multiply_add(total[c], ones, b[c][0], b[c][1]);
-    }
-    const int group = 16 * step >> layout.depth_shift;
-    const bool group_ends = 16 * (step + 1) >> layout.depth_shift != group;
-    if (!group_ends && step + 1 != layout.steps) continue;
-    const int vector = group * vector_bytes;
-    float scale[4][2];
-    float center[4][2] = {};
-    load_any_row_parameters(scales + vector, layout.group_rows, lane, scale);
-    if (layout.affine) load_any_row_parameters(centers + vector, layout.group_rows, lane, center);
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
+    for (int s = 0; s < 2; ++s) {
+      if (s == 1 && (together == 1 || step + 1 == layout.steps)) break;
+      FragmentA a[4];
+      Codes<kBits>::load(block, step + s, layout.steps, lane, a);
 #pragma unroll
       for (int c = 0; c < kColumns; ++c) {
+        const uint2 b = load_operand_step<kColumns>(operands, step + s, c, lane);
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const int r = e >> 1;
-          const float constant =
-              total[c][e & 1] * power_of_two(unit_exponent(layout.bits, j, r));
-          sum[j][c][e] += scale[j][r] * (product[j][c][e] - layout.middle * constant) +
-                          center[j][r] * constant;
-          product[j][c][e] = 0;
-        }
+        for (int j = 0; j < 4; ++j) multiply_add(product[j][c], a[j], b.x, b.y);
+        multiply_add(total[c], ones, b.x, b.y);
       }
     }
-#pragma unroll
-    for (int c = 0; c < kColumns; ++c) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) total[c][e] = 0;
+    const int group = 16 * step >> layout.depth_shift;
+    const int next = step + together;
+    if (16 * next >> layout.depth_shift != group || next >= layout.steps) {
+      add_row_group<kBits>(layout, scales + group * vector_bytes, centers + group * vector_bytes,
+                           lane, product, total, sum);
     }
   }
 }
@@ -235,35 +247,37 @@ __device__ __forceinline__ void add_any_plain(const TensorLayout& layout, std::u
 #pragma unroll 1
   for (int step = 0; step < layout.steps; ++step) {
     FragmentA a[4];
-    FragmentB b[kColumns];
-    load_operand(operands, step, lane, b);
     Codes<Bits::k16>::load(block, step, layout.steps, lane, a);
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
+    for (int c = 0; c < kColumns; ++c) {
+      const uint2 b = load_operand_step<kColumns>(operands, step, c, lane);
 #pragma unroll
-      for (int c = 0; c < kColumns; ++c) {
-        multiply_add(sum[j][c], a[j], b[c][0], b[c][1]);
-      }
+      for (int j = 0; j < 4; ++j) multiply_add(sum[j][c], a[j], b.x, b.y);
     }
   }
 }
 
 // Block `block` of a tensor, in the page at shared address `page`, and the operands at `operands`.
-template <int kColumns>
+template <Bits kBits, int kColumns>
 __device__ __forceinline__ void add_any_product(const TensorLayout& layout, std::uint32_t page,
                                                 int block, Lane lane, std::uint32_t operands,
                                                 BlockSum<kColumns>& sum) {
   const std::uint32_t planes = page + layout.planes + block * layout.block_bytes;
-  if (layout.bits == Bits::k16) {
+  const std::uint32_t scales = page + layout.scales;
+  const std::uint32_t centers = page + layout.centers;
+  const int first_row = block * kPageTokens;
+  if constexpr (kBits == Bits::k16) {
     add_any_plain(layout, planes, lane, operands, sum);
-  } else if (layout.depth_wise) {
-    add_any_depth_wise(layout, planes, page + layout.scales, page + layout.centers,
-                       block * kPageTokens, lane, operands, sum);
-  } else {
+  } else if (!layout.depth_wise) {
     // Bytes of the vectors of the blocks before.
     const int before = 2 * block * layout.depth_groups * (kPageTokens >> layout.row_shift);
-    add_any_row_wise(layout, planes, page + layout.scales + before, page + layout.centers + before,
-                     lane, operands, sum);
+    add_any_row_wise<kBits>(layout, planes, scales + before, centers + before, lane, operands, sum);
+  } else if (layout.group_rows >= kPageTokens) {
+    add_any_depth_wise<kBits, true>(layout, planes, scales, centers, first_row, lane, operands,
+                                    sum);
+  } else {
+    add_any_depth_wise<kBits, false>(layout, planes, scales, centers, first_row, lane, operands,
+                                     sum);
   }
 }
 

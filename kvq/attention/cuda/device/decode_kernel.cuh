@@ -146,13 +146,7 @@ class DecodeWarp {
   // settle() is called between scores and values.
   template <class Settle>
   __device__ __forceinline__ void attend_page(const Settle& settle) {
-    const std::uint32_t page = copy_.wait();
-    BlockSum<kColumns> scores = {};
-    Page::scores(params_, page, operands(), lane_, query_, terms_, scores);
-    Operand<4, kColumns> weights;
-    sum_.weigh(scores, weights);
-    settle();
-    Page::add_values(params_, page, operands(), lane_, weights, sum_);
+    Page::attend(params_, copy_.wait(), operands(), lane_, query_, terms_, sum_, settle);
     __syncwarp();
   }
 

@@ -84,17 +84,17 @@ __device__ __forceinline__ uint2 load_shared_8(std::uint32_t address) {
   asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(w.x), "=r"(w.y) : "r"(address));
   return w;
 }
+__device__ __forceinline__ void store_shared_16(std::uint32_t address, uint4 w) {
+  asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(w.x), "r"(w.y), "r"(w.z),
+               "r"(w.w)
+               : "memory");
+}
 __device__ __forceinline__ void store_shared_8(std::uint32_t address, uint2 w) {
   asm volatile("st.shared.v2.u32 [%0], {%1,%2};" ::"r"(address), "r"(w.x), "r"(w.y) : "memory");
 }
 __device__ __forceinline__ std::uint32_t load_shared_4(std::uint32_t address) {
   std::uint32_t w;
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(w) : "r"(address));
-  return w;
-}
-__device__ __forceinline__ std::uint32_t load_shared_2(std::uint32_t address) {
-  std::uint16_t w;
-  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(w) : "r"(address));
   return w;
 }
 

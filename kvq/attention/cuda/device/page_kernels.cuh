@@ -1,5 +1,5 @@
-// What a kernel does with one page, for widths known when it is compiled (FixedPage) or not
-// (AnyPage: a switch in every step).
+// What a kernel does with one page: for widths known when it is compiled (FixedPage) or any
+// (SymmetricPage), with the parameters that most formats have; for everything else (AnyPage).
 #pragma once
 
 #include "kvq/attention/cuda/device/any_product.cuh"
@@ -20,6 +20,18 @@ __device__ __forceinline__ void multiply_units(BlockSum<kColumns>& sum, float fa
       for (int e = 0; e < 4; ++e) {
         sum[j][c][e] *= factor * power_of_two(-C::kUnitPower - C::power(j, e >> 1));
       }
+    }
+  }
+}
+
+template <int kColumns>
+__device__ __forceinline__ void add_sums(const BlockSum<kColumns>& from, BlockSum<kColumns>& to) {
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) to[j][c][e] += from[j][c][e];
     }
   }
 }
@@ -47,9 +59,29 @@ __device__ __forceinline__ void values_from_plain(Bits bits, SoftmaxSum<kBlocks,
   for (int block = 0; block < kBlocks; ++block) scale_any_units(bits, 1, 1.0F, sum.values[block]);
 }
 
+// Attends to a page whose kernel has scores() and add_values().
+template <class Page>
+struct TwoProducts {
+  // settle() is called between them.
+  template <int kBlocks, int kColumns, class Terms, class Settle>
+  __device__ static __forceinline__ void attend(const DecodeParams& params, std::uint32_t page,
+                                                std::uint32_t, Lane lane,
+                                                const Query<4 * kBlocks, kColumns>& query,
+                                                const Terms& terms,
+                                                SoftmaxSum<kBlocks, kColumns>& sum,
+                                                const Settle& settle) {
+    BlockSum<kColumns> scores = {};
+    Page::scores(params, page, lane, query, terms, scores);
+    Operand<4, kColumns> weights;
+    sum.weigh(scores, weights);
+    settle();
+    Page::add_values(params, page, lane, weights, sum);
+  }
+};
+
 // Symmetric, token axis, groups of 64 channels; or 16 bits.
 template <Bits kKey, Bits kValue>
-struct FixedPage {
+struct FixedPage : TwoProducts<FixedPage<kKey, kValue>> {
   // Shared memory of a warp for operands.
   template <int kSteps, int kColumns>
   static constexpr int kOperandBytes = 0;
@@ -70,7 +102,7 @@ struct FixedPage {
   // Scores of the page's tokens in units of log2.
   template <int kSteps, int kColumns>
   __device__ static __forceinline__ void scores(const DecodeParams& params, std::uint32_t page,
-                                                std::uint32_t, Lane lane, const Query<kSteps, kColumns>& query,
+                                                Lane lane, const Query<kSteps, kColumns>& query,
                                                 const QueryTerms<kSteps, kColumns>& terms,
                                                 BlockSum<kColumns>& sum) {
     const std::uint32_t planes = page + params.key.planes;
@@ -85,7 +117,8 @@ struct FixedPage {
 
   template <int kBlocks, int kColumns>
   __device__ static __forceinline__ void add_values(const DecodeParams& params, std::uint32_t page,
-                                                    std::uint32_t, Lane lane, const Operand<4, kColumns>& weights,
+                                                    Lane lane,
+                                                    const Operand<4, kColumns>& weights,
                                                     SoftmaxSum<kBlocks, kColumns>& sum) {
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
@@ -131,7 +164,7 @@ __device__ __forceinline__ void with_bits(Bits bits, const Use& use) {
 
 // Symmetric parameters for each token and 64 channels, or 16 bits; the widths are a switch once a
 // page.
-struct SymmetricPage {
+struct SymmetricPage : TwoProducts<SymmetricPage> {
   // Shared memory of a warp for operands.
   template <int kSteps, int kColumns>
   static constexpr int kOperandBytes = 0;
@@ -152,7 +185,7 @@ struct SymmetricPage {
   // Scores of the page's tokens in units of log2.
   template <int kSteps, int kColumns>
   __device__ static __forceinline__ void scores(const DecodeParams& params, std::uint32_t page,
-                                                std::uint32_t, Lane lane, const Query<kSteps, kColumns>& query,
+                                                Lane lane, const Query<kSteps, kColumns>& query,
                                                 const QueryTerms<kSteps, kColumns>& terms,
                                                 BlockSum<kColumns>& sum) {
     const std::uint32_t planes = page + params.key.planes;
@@ -170,7 +203,8 @@ struct SymmetricPage {
 
   template <int kBlocks, int kColumns>
   __device__ static __forceinline__ void add_values(const DecodeParams& params, std::uint32_t page,
-                                                    std::uint32_t, Lane lane, const Operand<4, kColumns>& weights,
+                                                    Lane lane,
+                                                    const Operand<4, kColumns>& weights,
                                                     SoftmaxSum<kBlocks, kColumns>& sum) {
     with_bits(params.value.bits, [&](auto bits) {
       constexpr Bits kBits = decltype(bits)::value;
@@ -189,11 +223,14 @@ struct SymmetricPage {
   }
 };
 
+// All else. Keys and blocks of values go through the same code, one after the other: a switch for each
+// of them. Sums of values are in units of 1.
 struct AnyPage {
+  // The queries', then those of the weights.
   template <int kSteps, int kColumns>
   static constexpr int kOperandBytes = 256 * kColumns * (kSteps + 4);
 
-  __device__ static Bits value_bits(const DecodeParams& params) { return params.value.bits; }
+  __device__ static constexpr Bits value_bits(const DecodeParams&) { return Bits::k16; }
 
   template <int kSteps, int kColumns>
   struct QueryTerms {};
@@ -205,27 +242,34 @@ struct AnyPage {
     store_operand(query.operand, operands, lane);
   }
 
-  template <int kSteps, int kColumns>
-  __device__ static __forceinline__ void scores(const DecodeParams& params, std::uint32_t page,
-                                                std::uint32_t operands, Lane lane,
-                                                const Query<kSteps, kColumns>& query,
-                                                const QueryTerms<kSteps, kColumns>&,
-                                                BlockSum<kColumns>& sum) {
-    add_any_product(params.key, page, 0, lane, operands, sum);
-    scale_any_units(params.key.bits, -1, query.factor, sum);
-  }
-
-  template <int kBlocks, int kColumns>
-  __device__ static __forceinline__ void add_values(const DecodeParams& params, std::uint32_t page,
-                                                    std::uint32_t operands, Lane lane,
-                                                    const Operand<4, kColumns>& weights,
-                                                    SoftmaxSum<kBlocks, kColumns>& sum) {
-    operands += 256 * kColumns * 4 * kBlocks;  // behind the query's
-    store_operand(weights, operands, lane);
+  template <int kBlocks, int kColumns, class Settle>
+  __device__ static __forceinline__ void attend(
+      const DecodeParams& params, std::uint32_t page, std::uint32_t operands, Lane lane,
+      const Query<4 * kBlocks, kColumns>& query, const QueryTerms<4 * kBlocks, kColumns>&,
+      SoftmaxSum<kBlocks, kColumns>& sum, const Settle& settle) {
+    const std::uint32_t weight_operands = operands + 256 * kColumns * 4 * kBlocks;
+#pragma unroll 1
+    for (int block = -1; block * kPageTokens < params.head_dim; ++block) {
+      const bool key = block < 0;
+      const TensorLayout& layout = key ? params.key : params.value;
+      BlockSum<kColumns> product = {};
+      with_bits(layout.bits, [&](auto bits) {
+        constexpr Bits kBits = decltype(bits)::value;
+        add_any_product<kBits>(layout, page, max(block, 0), lane, key ? operands : weight_operands,
+                               product);
+        multiply_units<kBits>(product, key ? query.factor : 1.0F);
+      });
+      if (key) {
+        Operand<4, kColumns> weights;
+        sum.weigh(product, weights);
+        store_operand(weights, weight_operands, lane);
+        settle();
+        continue;
+      }
 #pragma unroll
-    for (int block = 0; block < kBlocks; ++block) {
-      if (block * kPageTokens >= params.head_dim) break;
-      add_any_product(params.value, page, block, lane, operands, sum.values[block]);
+      for (int b = 0; b < kBlocks; ++b) {
+        if (b == block) add_sums(product, sum.values[b]);
+      }
     }
   }
 };
