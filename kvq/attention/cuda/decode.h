@@ -19,7 +19,8 @@
 
 namespace kvq::cuda {
 
-// Pointers are to device memory.
+// Pointers are to device memory. A launch may read lengths and all tables while the kernel before
+// it in the stream still runs: a kernel that writes them must not be the one right before.
 struct DecodeBatch {
   int sequences = 0;
   const void* query = nullptr;  // [sequences, query_heads, head_dim], after RoPE, 16-byte aligned

@@ -22,7 +22,8 @@
 
 namespace kvq::cuda {
 
-// What the kernel before may still write is read from here on.
+// What the kernel before may still write is read from here on: queries, pages, counters; not lengths and
+// tables.
 __device__ __forceinline__ void wait_for_kernel_before() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -53,7 +54,6 @@ class DecodeWarp {
 
   __device__ __forceinline__ void run() {
     allow_kernel_behind();
-    wait_for_kernel_before();
     sum_.clear();
     Work work(params_, warp_, lane_, reinterpret_cast<Cut*>(shared_ + kSharedCuts) + index_);
     if (work.idle()) {
@@ -82,8 +82,13 @@ class DecodeWarp {
     Start how = Start::kItem;
     while (true) {
       if (how != Start::kNextUnit) {
-        if (how == Start::kPages) enter_pages();
-        prepare_item(work, how, unit, next);
+        if (how == Start::kItem) {
+          start_item(work, unit, next);
+        } else {
+          enter_pages();
+        }
+        if (!exact_) rotate_query(query_, params_.key_rotation, lane_);
+        Page::prepare(params_, operands(), lane_, query_, terms_);
       }
       if (unit.kind == Unit::kNone) {
         if (!work.another_item()) break;
@@ -107,7 +112,7 @@ class DecodeWarp {
         attend_page(settle);
       } else {
         const ExactRows rows(params_, work.sequence(), divide(work.head(), params_.head_tiles));
-        attend_exact(params_, rows, kExactUnitRows * unit.index, lane_, query_, sum_);
+        attend_exact<Page::kWholeBlocks>(params_, rows, kExactUnitRows * unit.index, lane_, query_, sum_);
         settle();
       }
       start(ahead);
@@ -123,6 +128,11 @@ class DecodeWarp {
     if (!work.request(settled.unit, claim)) settled.unit = work.receive(claim);
     settled.place = look_up(work, settled.unit);
     return settled;
+  }
+
+  __device__ __forceinline__ Settled settle_first(Work& work) {
+    if (work.claims_next()) wait_for_kernel_before();
+    return settle_now(work);
   }
 
   // Where a unit's page lies.
@@ -162,9 +172,9 @@ class DecodeWarp {
     return reinterpret_cast<Closing*>(shared_ + kSharedClosings);
   }
 
-  // What does not depend on pages, while the first ones are on their way. The queries' loads go
-  // first: behind a page for every warp they would take three times as long.
-  __device__ __forceinline__ void prepare_item(Work& work, Start how, Unit& unit, Unit& next) {
+  // The queries' loads go first: behind a page for every warp they would take three times as long.
+  // What does not depend on pages is prepared while they are on their way.
+  __device__ __forceinline__ void start_item(Work& work, Unit& unit, Unit& next) {
     const int kv_head = divide(work.head(), params_.head_tiles);
     const int first = (work.head() - kv_head * params_.head_tiles) * kHeadTile * kColumns;
     const std::int64_t first_head =
@@ -173,27 +183,24 @@ class DecodeWarp {
     const int heads = min(kHeadTile * kColumns, params_.heads - first);
     head_pages_ = params_.pages + kv_head * params_.head_stride;
     Settled settled[2] = {};
-    if (how == Start::kItem) {
-      settled[0] = settle_now(work);
-      if (params_.stages == 2) settled[1] = settle_now(work);
-    }
+    settled[0] = settle_first(work);
+    if (params_.stages == 2) settled[1] = settle_first(work);
+    wait_for_kernel_before();
     RawQuery<kSteps, kColumns> raw;
     load_raw_query(params_, first_head, heads, lane_, raw);
-    if (how == Start::kItem) {
-      start(settled[0]);
-      start(settled[1]);
-      unit = settled[0].unit;
-      next = settled[1].unit;
-      exact_ = unit.kind == Unit::kExact;
-      const Closing closing{work.contributors(), work.item(), first_head, heads};
-      if (lane_.index == 0) closings()[index_] = closing;
-      __syncwarp();
-    }
-    prepare_query(params_, raw, exact_ ? 1 : params_.key_rotation, lane_, query_);
-    Page::prepare(params_, operands(), lane_, query_, terms_);
+    start(settled[0]);
+    start(settled[1]);
+    unit = settled[0].unit;
+    next = settled[1].unit;
+    exact_ = unit.kind == Unit::kExact;
+    const Closing closing{work.contributors(), work.item(), first_head, heads};
+    if (lane_.index == 0) closings()[index_] = closing;
+    __syncwarp();
+    prepare_query(params_, raw, query_);
   }
 
-  // From exact rows to pages: other units, and sums in the values' rotated space.
+  // From exact rows to pages: other units, and sums in the values' rotated space; the query's
+  // rotation follows.
   __device__ __forceinline__ void enter_pages() {
     exact_ = false;
     rotate();

@@ -46,71 +46,101 @@ struct ExactRows {
     blocks += kRowBlocksHeader + params.lengths[sequence].pages - blocks[1];
   }
 
-  // A row from `count` on is the last one.
-  __device__ const std::uint16_t* row(const std::uint16_t* sink_rows,
-                                      const std::uint16_t* tail_rows, int index) const {
+  // Of keys (value false) or values. A row from `count` on is the last one.
+  __device__ __forceinline__ const std::uint16_t* row(const DecodeParams& params, bool value,
+                                                      int index) const {
     index = min(index, count - 1);
-    if (index < sinks) return sink_rows + sink_offset + static_cast<std::int64_t>(index) * head_dim;
+    if (index < sinks) {
+      const std::uint16_t* const rows = value ? params.sinks.value : params.sinks.key;
+      return rows + sink_offset + static_cast<std::int64_t>(index) * head_dim;
+    }
     index -= sinks;
-    tail_rows += tail_offset;
+    const std::uint16_t* rows = (value ? params.tail.value : params.tail.key) + tail_offset;
     if (blocks != nullptr) {
-      tail_rows += blocks[index / kPageTokens] * block_stride;
+      rows += blocks[index / kPageTokens] * block_stride;
       index %= kPageTokens;
     }
-    return tail_rows + static_cast<std::int64_t>(index) * head_dim;
+    return rows + static_cast<std::int64_t>(index) * head_dim;
   }
 };
 
-// What a lane holds of 16 exact rows. All loads are started before the first is needed: they take
-// longer than all else.
-template <int kSteps>
+// What a lane reads of 16 exact rows. Every lane works out where one row of keys or of values starts,
+// and all loads are started before the first is needed: they take longer than all else.
+class ExactRowStarts {
+ public:
+  __device__ __forceinline__ ExactRowStarts(const DecodeParams& params, const ExactRows& rows,
+                                            int first, Lane lane)
+      : start_(reinterpret_cast<std::uint64_t>(
+            rows.row(params, lane.index >= 16, first + lane.index % 16))) {}
+
+  __device__ __forceinline__ const std::uint16_t* key(int row) const { return of_lane(row); }
+  __device__ __forceinline__ const std::uint16_t* value(int row) const { return of_lane(16 + row); }
+
+ private:
+  __device__ __forceinline__ const std::uint16_t* of_lane(int index) const {
+    return reinterpret_cast<const std::uint16_t*>(__shfl_sync(0xffffffffU, start_, index));
+  }
+
+  std::uint64_t start_;
+};
+
+// Channel `channel` of rows that have head_dim of them: 16 from the end at most, so that what is read
+// beyond belongs to the row. kWhole: there is nothing beyond.
+template <bool kWhole>
+__device__ __forceinline__ int channel_in_row(int channel, int head_dim) {
+  return kWhole ? channel : min(channel, head_dim - 16);
+}
+
+// Channels from head_dim on are others', of a query that is zero there.
+template <bool kWhole, int kSteps>
 struct ExactKeys {
   uint2 words[kSteps][2];  // [step][row]
 
-  // Channels from head_dim on are others', of a query that is zero there.
-  __device__ __forceinline__ void load(const DecodeParams& params, const ExactRows& rows, int first,
-                                       Lane lane) {
+  __device__ __forceinline__ void load(const ExactRowStarts& starts, int head_dim, Lane lane) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const std::uint16_t* const row =
-          rows.row(params.sinks.key, params.tail.key, first + 2 * lane.g + r) + 4 * lane.t;
+      const std::uint16_t* const row = starts.key(2 * lane.g + r) + 4 * lane.t;
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
         uint2& w = words[step][r];
         asm volatile("ld.global.nc.v2.u32 {%0,%1}, [%2];"
                      : "=r"(w.x), "=r"(w.y)
-                     : "l"(row + min(16 * step, rows.head_dim - 16)));
+                     : "l"(row + channel_in_row<kWhole>(16 * step, head_dim)));
       }
     }
   }
 };
 
-// Of one block of 64 channels.
+// Of kBlocks blocks of 64 channels from `first_block` on. Channels from head_dim on are others': nobody
+// reads what becomes of them.
+template <bool kWhole, int kBlocks>
 struct ExactValues {
-  std::uint32_t words[4][4];  // [tile][row]
+  std::uint32_t words[kBlocks][4][4];  // [block][tile][row]
 
-  // Channels from head_dim on are others': nobody reads what becomes of them.
-  __device__ __forceinline__ void load(const DecodeParams& params, const ExactRows& rows, int first,
-                                       int block, Lane lane) {
+  __device__ __forceinline__ void load(const ExactRowStarts& starts, int head_dim, int first_block,
+                                       Lane lane) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const std::uint16_t* const row =
-          rows.row(params.sinks.value, params.tail.value, first + 4 * lane.t + i) + 2 * lane.g;
+      const std::uint16_t* const row = starts.value(4 * lane.t + i) + 2 * lane.g;
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        asm volatile("ld.global.nc.u32 %0, [%1];"
-                     : "=r"(words[j][i])
-                     : "l"(row + min(64 * block + 16 * j, rows.head_dim - 16)));
+      for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const int channel = 64 * (first_block + block) + 16 * j;
+          asm volatile("ld.global.nc.u32 %0, [%1];"
+                       : "=r"(words[block][j][i])
+                       : "l"(row + channel_in_row<kWhole>(channel, head_dim)));
+        }
       }
     }
   }
 
   template <int kColumns>
-  __device__ __forceinline__ void add(const Operand<1, kColumns>& weights,
+  __device__ __forceinline__ void add(const Operand<1, kColumns>& weights, int block,
                                       BlockSum<kColumns>& sum) const {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const std::uint32_t(&w)[4] = words[j];
+      const std::uint32_t(&w)[4] = words[block][j];
       const FragmentA a = {__byte_perm(w[0], w[2], 0x5410), __byte_perm(w[0], w[2], 0x7632),
                            __byte_perm(w[1], w[3], 0x5410), __byte_perm(w[1], w[3], 0x7632)};
 #pragma unroll
@@ -122,9 +152,9 @@ struct ExactValues {
 };
 
 // Scores of rows first .. first + 15, in units of log2; rows that do not exist: -infinity.
-template <int kSteps, int kColumns>
-__device__ __forceinline__ void exact_scores(const ExactKeys<kSteps>& keys, const ExactRows& rows,
-                                             int first, Lane lane,
+template <bool kWhole, int kSteps, int kColumns>
+__device__ __forceinline__ void exact_scores(const ExactKeys<kWhole, kSteps>& keys,
+                                             const ExactRows& rows, int first, Lane lane,
                                              const Query<kSteps, kColumns>& query,
                                              FragmentC (&scores)[1][kColumns]) {
 #pragma unroll
@@ -153,26 +183,26 @@ __device__ __forceinline__ void exact_scores(const ExactKeys<kSteps>& keys, cons
 }
 
 // Attends to exact rows first .. first + 15.
-template <int kSteps, int kBlocks, int kColumns>
+template <bool kWhole, int kSteps, int kBlocks, int kColumns>
 __device__ __forceinline__ void attend_exact(const DecodeParams& params, const ExactRows& rows,
                                              int first, Lane lane,
                                              const Query<kSteps, kColumns>& query,
                                              SoftmaxSum<kBlocks, kColumns>& sum) {
   if (rows.count == 0) return;
   constexpr int kTogether = kBlocks <= 2 ? kBlocks : 1;  // blocks that registers have room for
-  ExactKeys<kSteps> keys;
-  ExactValues values[kTogether];
-  keys.load(params, rows, first, lane);
-#pragma unroll
-  for (int i = 0; i < kTogether; ++i) values[i].load(params, rows, first, i, lane);
+  const ExactRowStarts starts(params, rows, first, lane);
+  ExactKeys<kWhole, kSteps> keys;
+  ExactValues<kWhole, kTogether> values;
+  keys.load(starts, rows.head_dim, lane);
+  values.load(starts, rows.head_dim, 0, lane);
   FragmentC scores[1][kColumns] = {};
   exact_scores(keys, rows, first, lane, query, scores);
   Operand<1, kColumns> weights;
   sum.weigh(scores, weights);
 #pragma unroll
   for (int block = 0; block < kBlocks; ++block) {
-    if (block >= kTogether) values[0].load(params, rows, first, block, lane);
-    values[block < kTogether ? block : 0].add(weights, sum.values[block]);
+    if (block >= kTogether) values.load(starts, rows.head_dim, block, lane);
+    values.add(weights, block < kTogether ? block : 0, sum.values[block]);
   }
 }
 

@@ -62,6 +62,8 @@ __device__ __forceinline__ void values_from_plain(Bits bits, SoftmaxSum<kBlocks,
 // Attends to a page whose kernel has scores() and add_values().
 template <class Page>
 struct TwoProducts {
+  static constexpr bool kWholeBlocks = true;  // head_dim is a multiple of 64
+
   // settle() is called between them.
   template <int kBlocks, int kColumns, class Terms, class Settle>
   __device__ static __forceinline__ void attend(const DecodeParams& params, std::uint32_t page,
@@ -226,6 +228,8 @@ struct SymmetricPage : TwoProducts<SymmetricPage> {
 // All else. Keys and blocks of values go through the same code, one after the other: a switch for each
 // of them. Sums of values are in units of 1.
 struct AnyPage {
+  static constexpr bool kWholeBlocks = false;
+
   // The queries', then those of the weights.
   template <int kSteps, int kColumns>
   static constexpr int kOperandBytes = 256 * kColumns * (kSteps + 4);

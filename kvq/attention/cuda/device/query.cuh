@@ -79,8 +79,8 @@ struct Query {
 // more) times `scale`: inside a step of 16 channels a product with the matrix of 16, whose elements
 // are +-1, between steps butterflies.
 template <int kSteps>
-__device__ __forceinline__ void rotate_query(Operand<kSteps, 1>& operand, int length, float scale,
-                                             Lane lane) {
+__device__ __forceinline__ void rotate_operand(Operand<kSteps, 1>& operand, int length, float scale,
+                                               Lane lane) {
   // Element (row, depth) is -1 to the number of common bits; fp16 1 with or without its sign.
   const auto sign = [](int row, int depth) {
     return static_cast<std::uint32_t>(__popc(row & depth) & 1) << 15;
@@ -138,13 +138,11 @@ __device__ __forceinline__ int common_exponent(const float (&numbers)[kColumns][
   return min(max(static_cast<int>(bits >> 23) - 126, -100), 100);
 }
 
-// The operand is divided by a power of two (and, rotated, by the root of the transform's length), so
-// that no number exceeds 1: products with any fp16 scale stay in range.
-// rotation: length of the Hadamard transform, 1 for none.
+// The operand is divided by a power of two, so that no number exceeds 1: products with any fp16 scale
+// stay in range.
 template <int kSteps, int kColumns>
 __device__ __forceinline__ void prepare_query(const DecodeParams& params,
                                               const RawQuery<kSteps, kColumns>& raw,
-                                              int rotation, Lane lane,
                                               Query<kSteps, kColumns>& query) {
   float numbers[kColumns][kSteps][4];
   if (params.query_type == NumberType::kBFloat16) {
@@ -169,19 +167,33 @@ __device__ __forceinline__ void prepare_query(const DecodeParams& params,
   const int exponent = common_exponent(numbers);
   const float scale = power_of_two(-exponent);
   query.factor = params.score_scale * power_of_two(exponent);
-  if (rotation > 1) query.factor *= sqrtf(static_cast<float>(rotation));
+#pragma unroll
+  for (int c = 0; c < kColumns; ++c) {
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      const float(&x)[4] = numbers[c][step];
+      query.operand.b[step][c][0] = pack(x[0] * scale, x[2] * scale);
+      query.operand.b[step][c][1] = pack(x[1] * scale, x[3] * scale);
+    }
+  }
+}
+
+// To the rotated space of the keys; numbers still do not exceed 1.
+// length: of the Hadamard transform, a power of two, 1 for none.
+template <int kSteps, int kColumns>
+__device__ __forceinline__ void rotate_query(Query<kSteps, kColumns>& query, int length, Lane lane) {
+  if (length == 1) return;
+  const int power = 31 - __clz(length);
+  query.factor *= exp2_fast(0.5F * static_cast<float>(power));
 #pragma unroll
   for (int c = 0; c < kColumns; ++c) {
     Operand<kSteps, 1> column;
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
-      const float(&x)[4] = numbers[c][step];
-      column.b[step][0][0] = pack(x[0] * scale, x[2] * scale);
-      column.b[step][0][1] = pack(x[1] * scale, x[3] * scale);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) column.b[step][0][i] = query.operand.b[step][c][i];
     }
-    if (rotation > 1) {
-      rotate_query(column, rotation, 1.0F / static_cast<float>(rotation), lane);
-    }
+    rotate_operand(column, length, power_of_two(-power), lane);
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
 #pragma unroll

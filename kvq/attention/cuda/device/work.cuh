@@ -101,6 +101,9 @@ class Work {
   // Has no range and takes part in no item; nothing else may be asked.
   __device__ bool idle() const { return idle_; }
 
+  // The next unit is claimed, if there is one.
+  __device__ bool claims_next() const { return exact_ == exact_end_ && page_ == page_end_; }
+
   // Asks for the item's next unit. True: it is `unit`, perhaps kNone. False: receive() knows,
   // which had better be asked later.
   __device__ bool request(Unit& unit, int& claim) {
