@@ -32,6 +32,11 @@ struct ChosenKernel {
 
 ChosenKernel choose_kernel(const PageFormat& format, const TileShape& tiles) {
   if (!is_symmetric_page(format)) {
+    if (is_grouped_page(format)) {
+      const DecodeKernel grouped = grouped_decode_kernel(
+          format.key.depth_wise, format.value.depth_wise, tiles.head_blocks, tiles.columns);
+      if (grouped.function != nullptr) return {grouped, "grouped"};
+    }
     return {any_decode_kernel(tiles.head_blocks, tiles.columns), "any"};
   }
   const DecodeKernel fixed = fixed_decode_kernel(format.key.spec.bits, format.value.spec.bits,

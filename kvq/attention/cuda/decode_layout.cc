@@ -45,6 +45,16 @@ bool is_symmetric(const TensorFormat& format) {
          (format.spec.axis == Axis::kToken && format.spec.group == 64 && !format.has_centers());
 }
 
+bool is_grouped(const TensorFormat& format) {
+  if (format.spec.bits == Bits::k16) return true;
+  return (format.depth_wise ? format.group_rows : format.group_depth) >= 32;
+}
+
+bool has_whole_blocks(const PageFormat& format) {
+  const int head_dim = format.head_dim();
+  return head_dim == 64 || head_dim == 128 || head_dim == 256;
+}
+
 }  // namespace
 
 TileShape tile_shape(const AttentionShape& shape) {
@@ -62,9 +72,11 @@ int even_warps(int items, int warps, int warps_per_block) {
 }
 
 bool is_symmetric_page(const PageFormat& format) {
-  const int head_dim = format.head_dim();
-  return (head_dim == 64 || head_dim == 128 || head_dim == 256) && is_symmetric(format.key) &&
-         is_symmetric(format.value);
+  return has_whole_blocks(format) && is_symmetric(format.key) && is_symmetric(format.value);
+}
+
+bool is_grouped_page(const PageFormat& format) {
+  return has_whole_blocks(format) && is_grouped(format.key) && is_grouped(format.value);
 }
 
 Result<DecodeParams> layout_params(const AttentionShape& shape, const PageFormat& format) {

@@ -25,5 +25,8 @@ int even_warps(int items, int warps, int warps_per_block);
 // Both tensors have 16 bits or symmetric parameters for each token and 64 channels, and head_dim
 // needs no padding.
 bool is_symmetric_page(const PageFormat& format);
+// Neither has groups of fewer than 32 rows (depth-wise) or depths (row-wise), and head_dim needs no
+// padding.
+bool is_grouped_page(const PageFormat& format);
 
 }  // namespace kvq::cuda

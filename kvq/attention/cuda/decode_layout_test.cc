@@ -39,6 +39,18 @@ TEST(CudaDecodeLayout, SymmetricPage) {
   EXPECT_EQ(params.value.minus_middle, 0xbe00be00U);  // -1.5 twice
 }
 
+TEST(CudaDecodeLayout, GroupedPages) {
+  EXPECT_TRUE(is_grouped_page(format_of("k4v2", 128)));
+  EXPECT_TRUE(is_grouped_page(format_of("k4:affine,v16", 64)));
+  EXPECT_TRUE(is_grouped_page(format_of("k4:g32:channel:affine,v2:g32", 256)));
+  EXPECT_TRUE(is_grouped_page(format_of("k4:g256:channel,v2:g256", 128)));
+  EXPECT_TRUE(is_grouped_page(format_of("k4:g256,v2:g32:channel", 128)));
+  EXPECT_FALSE(is_grouped_page(format_of("k4:g16,v2", 128)));
+  EXPECT_FALSE(is_grouped_page(format_of("k4,v2:g16", 128)));
+  EXPECT_FALSE(is_grouped_page(format_of("k4:channel:g16,v2:g16", 128)));
+  EXPECT_FALSE(is_grouped_page(format_of("k4v2", 96)));
+}
+
 TEST(CudaDecodeLayout, OtherPages) {
   EXPECT_FALSE(is_symmetric_page(format_of("k4v2", 80)));
   EXPECT_FALSE(is_symmetric_page(format_of("k4v2", 192)));

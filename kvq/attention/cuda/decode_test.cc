@@ -139,6 +139,8 @@ TEST_F(CudaDecode, Little) {
                    .head_dim = 80,
                    .heads = 3,
                    .lengths = {500}});
+  expect_accurate({.spec = "k4:affine,v2:g32", .kv_heads = 1, .lengths = {500}});
+  expect_accurate({.spec = "k2:g256:channel,v8:g128:channel:affine", .lengths = {500}});
 }
 
 TEST_F(CudaDecode, FixedPairs) {

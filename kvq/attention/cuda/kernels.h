@@ -21,6 +21,10 @@ struct DecodeKernel {
 DecodeKernel fixed_decode_kernel(Bits key, Bits value, int head_blocks, int head_tiles);
 // The same for any widths, head_dim = 64 * head_blocks.
 DecodeKernel symmetric_decode_kernel(int head_blocks, int head_tiles);
+// Groups of 32 and more, symmetric or affine, any widths, head_dim = 64 * head_blocks. depth_wise:
+// the parameters' order (codec/page_format.h). None for more than 8 query heads or 128 channels.
+DecodeKernel grouped_decode_kernel(bool key_depth_wise, bool value_depth_wise, int head_blocks,
+                                   int head_tiles);
 // Everything.
 DecodeKernel any_decode_kernel(int head_blocks, int head_tiles);
 

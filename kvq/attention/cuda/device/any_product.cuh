@@ -171,7 +171,7 @@ __device__ __forceinline__ void add_any_depth_wise(const TensorLayout& layout, s
 // The group of depths that ends: its product with the codes and the total of its operand, as
 // multiply_add() leaves them, with the parameters to the sums.
 template <Bits kBits, int kColumns>
-__device__ __forceinline__ void add_row_group(const TensorLayout& layout, std::uint32_t scales,
+__device__ __forceinline__ void add_any_row_group(const TensorLayout& layout, std::uint32_t scales,
                                               std::uint32_t centers, Lane lane,
                                               BlockSum<kColumns>& product,
                                               FragmentC (&total)[kColumns],
@@ -234,7 +234,7 @@ __device__ __forceinline__ void add_any_row_wise(const TensorLayout& layout, std
     const int group = 16 * step >> layout.depth_shift;
     const int next = step + together;
     if (16 * next >> layout.depth_shift != group || next >= layout.steps) {
-      add_row_group<kBits>(layout, scales + group * vector_bytes, centers + group * vector_bytes,
+      add_any_row_group<kBits>(layout, scales + group * vector_bytes, centers + group * vector_bytes,
                            lane, product, total, sum);
     }
   }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kvq/attention/cuda/device/any_product.cuh"
+#include "kvq/attention/cuda/device/grouped_product.cuh"
 #include "kvq/attention/cuda/device/query.cuh"
 #include "kvq/attention/cuda/device/softmax.cuh"
 
@@ -67,17 +68,17 @@ struct TwoProducts {
   // settle() is called between them.
   template <int kBlocks, int kColumns, class Terms, class Settle>
   __device__ static __forceinline__ void attend(const DecodeParams& params, std::uint32_t page,
-                                                std::uint32_t, Lane lane,
+                                                std::uint32_t room, Lane lane,
                                                 const Query<4 * kBlocks, kColumns>& query,
                                                 const Terms& terms,
                                                 SoftmaxSum<kBlocks, kColumns>& sum,
                                                 const Settle& settle) {
     BlockSum<kColumns> scores = {};
-    Page::scores(params, page, lane, query, terms, scores);
+    Page::scores(params, page, room, lane, query, terms, scores);
     Operand<4, kColumns> weights;
     sum.weigh(scores, weights);
     settle();
-    Page::add_values(params, page, lane, weights, sum);
+    Page::add_values(params, page, room, lane, weights, sum);
   }
 };
 
@@ -104,7 +105,8 @@ struct FixedPage : TwoProducts<FixedPage<kKey, kValue>> {
   // Scores of the page's tokens in units of log2.
   template <int kSteps, int kColumns>
   __device__ static __forceinline__ void scores(const DecodeParams& params, std::uint32_t page,
-                                                Lane lane, const Query<kSteps, kColumns>& query,
+                                                std::uint32_t, Lane lane,
+                                                const Query<kSteps, kColumns>& query,
                                                 const QueryTerms<kSteps, kColumns>& terms,
                                                 BlockSum<kColumns>& sum) {
     const std::uint32_t planes = page + params.key.planes;
@@ -119,7 +121,7 @@ struct FixedPage : TwoProducts<FixedPage<kKey, kValue>> {
 
   template <int kBlocks, int kColumns>
   __device__ static __forceinline__ void add_values(const DecodeParams& params, std::uint32_t page,
-                                                    Lane lane,
+                                                    std::uint32_t, Lane lane,
                                                     const Operand<4, kColumns>& weights,
                                                     SoftmaxSum<kBlocks, kColumns>& sum) {
 #pragma unroll
@@ -187,7 +189,8 @@ struct SymmetricPage : TwoProducts<SymmetricPage> {
   // Scores of the page's tokens in units of log2.
   template <int kSteps, int kColumns>
   __device__ static __forceinline__ void scores(const DecodeParams& params, std::uint32_t page,
-                                                Lane lane, const Query<kSteps, kColumns>& query,
+                                                std::uint32_t, Lane lane,
+                                                const Query<kSteps, kColumns>& query,
                                                 const QueryTerms<kSteps, kColumns>& terms,
                                                 BlockSum<kColumns>& sum) {
     const std::uint32_t planes = page + params.key.planes;
@@ -205,7 +208,7 @@ struct SymmetricPage : TwoProducts<SymmetricPage> {
 
   template <int kBlocks, int kColumns>
   __device__ static __forceinline__ void add_values(const DecodeParams& params, std::uint32_t page,
-                                                    Lane lane,
+                                                    std::uint32_t, Lane lane,
                                                     const Operand<4, kColumns>& weights,
                                                     SoftmaxSum<kBlocks, kColumns>& sum) {
     with_bits(params.value.bits, [&](auto bits) {
@@ -219,6 +222,88 @@ struct SymmetricPage : TwoProducts<SymmetricPage> {
           add_fixed_depth_wise<kBits>(params.value, planes,
                                       page + params.value.scales + 64 * block, lane, weights,
                                       sum.values[block], sum.constants[block]);
+        }
+      }
+    });
+  }
+};
+
+// Groups of 32 and more, symmetric or affine; the widths are a switch once a page.
+template <bool kKeyDepthWise, bool kValueDepthWise>
+struct GroupedPage : TwoProducts<GroupedPage<kKeyDepthWise, kValueDepthWise>> {
+  template <int kSteps, int kColumns>
+  static constexpr int kOperandBytes = kSpreadBytes;
+
+  __device__ static Bits value_bits(const DecodeParams& params) { return params.value.bits; }
+
+  template <int kSteps, int kColumns>
+  struct QueryTerms {
+    PairTotals<kSteps, kColumns> totals;
+  };
+  template <int kSteps, int kColumns>
+  __device__ static __forceinline__ void prepare(const DecodeParams&, std::uint32_t, Lane,
+                                                 const Query<kSteps, kColumns>& query,
+                                                 QueryTerms<kSteps, kColumns>& terms) {
+    if constexpr (!kKeyDepthWise) total_pairs(query.operand, terms.totals);
+  }
+
+  // Scores of the page's tokens in units of log2.
+  template <int kSteps, int kColumns>
+  __device__ static __forceinline__ void scores(const DecodeParams& params, std::uint32_t page,
+                                                std::uint32_t room, Lane lane, const Query<kSteps, kColumns>& query,
+                                                const QueryTerms<kSteps, kColumns>& terms,
+                                                BlockSum<kColumns>& sum) {
+    const std::uint32_t planes = page + params.key.planes;
+    const Parameters parameters = [&] {
+      if constexpr (kKeyDepthWise) {
+        return depth_wise_parameters<kSteps / 2>(params.key, page, room, lane);
+      } else {
+        return row_wise_parameters(params.key, page, room, params.key.depth_groups, lane);
+      }
+    }();
+    with_bits(params.key.bits, [&](auto bits) {
+      constexpr Bits kBits = decltype(bits)::value;
+      if constexpr (kBits == Bits::k16) {
+        add_plain_product<kBits>(params.key, planes, lane, query.operand, sum);
+      } else if constexpr (kKeyDepthWise) {
+        add_grouped_depth_wise<kBits>(params.key, parameters, planes, 0, lane, query.operand, sum);
+      } else {
+        add_grouped_row_wise<kBits>(params.key, parameters, planes, 0, lane, query.operand,
+                                    terms.totals, sum);
+      }
+      multiply_units<kBits>(sum, query.factor);
+    });
+  }
+
+  template <int kBlocks, int kColumns>
+  __device__ static __forceinline__ void add_values(const DecodeParams& params, std::uint32_t page,
+                                                    std::uint32_t room, Lane lane,
+                                                    const Operand<4, kColumns>& weights,
+                                                    SoftmaxSum<kBlocks, kColumns>& sum) {
+    PairTotals<4, kColumns> totals;
+    const Parameters parameters = [&] {
+      if constexpr (kValueDepthWise) {
+        return depth_wise_parameters<2>(params.value, page, room, lane);
+      } else {
+        total_pairs(weights, totals);
+        return row_wise_parameters(params.value, page, room, kBlocks * params.value.depth_groups,
+                                   lane);
+      }
+    }();
+    with_bits(params.value.bits, [&](auto bits) {
+      constexpr Bits kBits = decltype(bits)::value;
+#pragma unroll
+      for (int block = 0; block < kBlocks; ++block) {
+        const std::uint32_t planes = page + params.value.planes + block * params.value.block_bytes;
+        if constexpr (kBits == Bits::k16) {
+          add_plain_product<kBits>(params.value, planes, lane, weights, sum.values[block]);
+        } else if constexpr (kValueDepthWise) {
+          add_grouped_depth_wise<kBits>(params.value, parameters, planes, block * kPageTokens, lane,
+                                        weights, sum.values[block]);
+        } else {
+          add_grouped_row_wise<kBits>(params.value, parameters, planes,
+                                      block * params.value.depth_groups, lane, weights, totals,
+                                      sum.values[block]);
         }
       }
     });
@@ -255,7 +340,7 @@ struct AnyPage {
 #pragma unroll 1
     for (int block = -1; block * kPageTokens < params.head_dim; ++block) {
       const bool key = block < 0;
-      const TensorLayout& layout = key ? params.key : params.value;
+      const TensorLayout layout = key ? params.key : params.value;
       BlockSum<kColumns> product = {};
       with_bits(layout.bits, [&](auto bits) {
         constexpr Bits kBits = decltype(bits)::value;
