@@ -165,7 +165,9 @@ Result<std::vector<TokenWindow>> read_windows(LoadedModel& model, const std::str
                                               const std::shared_ptr<PagePool>& pool) {
   const WindowOptions window{.count = count,
                              .tokens = std::min(kWindowTokens, model.engine.config().context)};
-  if (file.empty()) return write_windows(model.engine, model.tokenizer, window, seed, pool);
+  if (file.empty()) {
+    return write_windows(model.engine, model.tokenizer, window, Opening::kLikely, seed, pool);
+  }
   KVQ_ASSIGN_OR_RETURN(const std::string text, read_file(file));
   auto windows = cut_windows(model.tokenizer, text, window);
   if (!windows) return fail("{}: {}", file, windows.error().message);

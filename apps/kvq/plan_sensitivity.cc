@@ -33,8 +33,8 @@ Result<std::vector<TokenWindow>> read_calibration(LoadedModel& model,
                                  .tokens = std::min(kWindowTokens, model.engine.config().context)};
   std::vector<TokenWindow> windows;
   if (choice.calibration_file.empty()) {
-    KVQ_ASSIGN_OR_RETURN(windows,
-                         write_windows(model.engine, model.tokenizer, options, choice.seed, pool));
+    KVQ_ASSIGN_OR_RETURN(windows, write_windows(model.engine, model.tokenizer, options,
+                                                Opening::kRandom, choice.seed, pool));
   } else {
     KVQ_ASSIGN_OR_RETURN(const std::string text, read_file(choice.calibration_file));
     auto spread = spread_windows(model.tokenizer, text, options);

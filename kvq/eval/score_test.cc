@@ -5,6 +5,7 @@
 #include <cmath>
 #include <filesystem>
 #include <limits>
+#include <set>
 
 #include "kvq/base/file.h"
 #include "kvq/eval/evaluate.h"
@@ -175,14 +176,31 @@ TEST_F(Scores, WindowsAreConsecutive) {
 }
 
 TEST_F(Scores, WrittenWindowsDependOnTheSeedAlone) {
-  const WindowOptions options{.count = 2, .tokens = 40};
-  const auto first = write_windows(*engine, *tokenizer, options, 7, PagePool::create(0));
-  ASSERT_TRUE(first) << first.error().message;
-  ASSERT_EQ(first->size(), 2U);
-  for (const TokenWindow& tokens : *first) EXPECT_EQ(tokens.size(), 40U);
-  EXPECT_NE(first->at(0), first->at(1));
-  EXPECT_EQ(*first, *write_windows(*engine, *tokenizer, options, 7, PagePool::create(0)));
-  EXPECT_NE(*first, *write_windows(*engine, *tokenizer, options, 8, PagePool::create(0)));
+  const auto written = [&](Opening opening, std::uint64_t seed) {
+    return write_windows(*engine, *tokenizer, {.count = 2, .tokens = 40}, opening, seed,
+                         PagePool::create(0));
+  };
+  for (const Opening opening : {Opening::kLikely, Opening::kRandom}) {
+    const auto first = written(opening, 7);
+    ASSERT_TRUE(first) << first.error().message;
+    ASSERT_EQ(first->size(), 2U);
+    for (const TokenWindow& tokens : *first) EXPECT_EQ(tokens.size(), 40U);
+    EXPECT_NE(first->at(0), first->at(1));
+    EXPECT_EQ(*first, *written(opening, 7));
+    EXPECT_NE(*first, *written(opening, 8));
+  }
+}
+
+TEST_F(Scores, RandomOpeningsAreTokensOfText) {
+  const auto windows = write_windows(*engine, *tokenizer, {.count = 16, .tokens = 3},
+                                     Opening::kRandom, 1, PagePool::create(0));
+  ASSERT_TRUE(windows) << windows.error().message;
+  std::set<int> openings;
+  for (const TokenWindow& tokens : *windows) {
+    EXPECT_FALSE(tokenizer->decode({&tokens[1], 1}).empty());
+    openings.insert(tokens[1]);
+  }
+  EXPECT_GT(openings.size(), 12U);
 }
 
 TEST_F(Scores, TasksAgreeWithAPlainLoop) {

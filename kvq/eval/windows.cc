@@ -1,10 +1,22 @@
 #include "kvq/eval/windows.h"
 
 #include <algorithm>
+#include <random>
 
 #include "kvq/runtime/generate.h"
 
 namespace kvq {
+namespace {
+
+// A token below `count` that stands for text, each as likely as any other.
+int draw_token(const Tokenizer& tokenizer, int count, std::mt19937_64& random) {
+  while (true) {
+    const int token = static_cast<int>(random() % static_cast<std::uint64_t>(count));
+    if (!tokenizer.decode({&token, 1}).empty()) return token;
+  }
+}
+
+}  // namespace
 
 Result<std::vector<TokenWindow>> cut_windows(const Tokenizer& tokenizer, std::string_view text,
                                              const WindowOptions& options) {
@@ -25,15 +37,21 @@ Result<std::vector<TokenWindow>> cut_windows(const Tokenizer& tokenizer, std::st
 }
 
 Result<std::vector<TokenWindow>> write_windows(Engine& engine, const Tokenizer& tokenizer,
-                                               const WindowOptions& options, std::uint64_t seed,
+                                               const WindowOptions& options, Opening opening,
+                                               std::uint64_t seed,
                                                const std::shared_ptr<PagePool>& pool) {
   KVQ_ASSIGN_OR_RETURN(TokenWindow begin, tokenizer.encode("", true));
   if (begin.empty()) {
     KVQ_ASSIGN_OR_RETURN(begin, tokenizer.encode("\n", true));
   }
   std::vector<TokenWindow> windows(static_cast<std::size_t>(options.count), begin);
+  if (opening == Opening::kRandom) {
+    std::mt19937_64 random(seed);
+    const int count = std::min(tokenizer.size(), engine.config().vocabulary);
+    for (TokenWindow& window : windows) window.push_back(draw_token(tokenizer, count, random));
+  }
   GenerateOptions generation;
-  generation.max_new_tokens = options.tokens - static_cast<int>(begin.size());
+  generation.max_new_tokens = options.tokens - static_cast<int>(windows.front().size());
   generation.sampling = {.temperature = 1, .top_k = 0, .top_p = 1, .seed = seed};
   generation.ignore_stop_tokens = true;
   const auto spec = std::make_shared<const CacheSpec>(engine.cache_spec(LayerSpec{}, 0, 64));

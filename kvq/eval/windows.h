@@ -26,10 +26,17 @@ struct WindowOptions {
 Result<std::vector<TokenWindow>> cut_windows(const Tokenizer& tokenizer, std::string_view text,
                                              const WindowOptions& options);
 
+// How a window that the model writes begins, behind the begin token.
+enum class Opening {
+  kLikely,  // with what the model finds likely: most windows are of the few kinds that open a text
+  kRandom,  // with any token of the vocabulary: windows differ as much as the model's texts can
+};
+
 // Windows that the model writes itself: sampled at temperature 1 on a 16-bit cache, the same for
 // the same seed. A stop token does not end a window.
 Result<std::vector<TokenWindow>> write_windows(Engine& engine, const Tokenizer& tokenizer,
-                                               const WindowOptions& options, std::uint64_t seed,
+                                               const WindowOptions& options, Opening opening,
+                                               std::uint64_t seed,
                                                const std::shared_ptr<PagePool>& pool);
 
 }  // namespace kvq
