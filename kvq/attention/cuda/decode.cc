@@ -4,6 +4,7 @@
 
 #include "kvq/attention/cuda/decode_layout.h"
 #include "kvq/attention/cuda/kernels.h"
+#include "kvq/base/cuda/memory.h"
 
 namespace kvq::cuda {
 namespace {
@@ -15,11 +16,6 @@ constexpr int kClaimedShare = 128;
 // Pages of at most so many bytes are kept two a warp. More bytes in flight are shared out unfairly
 // among the multiprocessors.
 constexpr std::size_t kTwoStagesBytes = 8192;
-
-Status check(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return {};
-  return fail("CUDA: {}: {}", what, cudaGetErrorString(error));
-}
 
 std::size_t rounded(std::size_t bytes) { return (bytes + 127) / 128 * 128; }
 

@@ -1,6 +1,6 @@
 // Launches that overlap: a kernel is brought to the multiprocessors while the one before still
-// runs, and waits there for what that one writes. Between kernels of a few microseconds, as those
-// of a decode step are, starting and stopping would else take a third of the time.
+// runs, and waits there for what that one writes. Starting is a good part of what kernels of a few
+// microseconds cost, as those of a decode step are.
 //
 // Every such kernel calls both functions before its first access to memory that another kernel of
 // the stream writes: that each waits for the one before orders all of them.

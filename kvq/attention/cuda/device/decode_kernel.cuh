@@ -12,6 +12,9 @@
 // what a multiprocessor can issue while its share of the memory's bandwidth delivers the page.
 //
 // Each warp has a region of shared memory: its page, in the end its partial result.
+//
+// The kernel before may still write queries, pages and counters when this one starts, not lengths
+// and tables: a warp finds its units before it waits.
 #pragma once
 
 #include "kvq/attention/cuda/device/exact_rows.cuh"
@@ -19,22 +22,9 @@
 #include "kvq/attention/cuda/device/page_kernels.cuh"
 #include "kvq/attention/cuda/device/partial_results.cuh"
 #include "kvq/attention/cuda/device/work.cuh"
+#include "kvq/base/cuda/overlapped_launch.cuh"
 
 namespace kvq::cuda {
-
-// What the kernel before may still write is read from here on: queries, pages, counters; not lengths and
-// tables.
-__device__ __forceinline__ void wait_for_kernel_before() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-// The kernel behind may be brought to multiprocessors that are free, where it waits.
-__device__ __forceinline__ void allow_kernel_behind() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
 
 template <class Page, int kBlocks, int kColumns>
 class DecodeWarp {
@@ -112,7 +102,8 @@ class DecodeWarp {
         attend_page(settle);
       } else {
         const ExactRows rows(params_, work.sequence(), divide(work.head(), params_.head_tiles));
-        attend_exact<Page::kWholeBlocks>(params_, rows, kExactUnitRows * unit.index, lane_, query_, sum_);
+        attend_exact<Page::kWholeBlocks>(params_, rows, kExactUnitRows * unit.index, lane_, query_,
+                                         sum_);
         settle();
       }
       start(ahead);
@@ -230,8 +221,8 @@ class DecodeWarp {
       WarpResult<kBlocks, kColumns>::write(params_, closing, lane_, copy);
     } else {
       const std::int64_t slot = params_.warps.number + warp_;
-      WarpResult<kBlocks, kColumns>::store(closing, params_.partials + slot * params_.partial_floats,
-                                           lane_, copy);
+      WarpResult<kBlocks, kColumns>::store(
+          closing, params_.partials + slot * params_.partial_floats, lane_, copy);
       passed_ = true;  // at most once: items between the first and the last are whole
       if (lane_.index == 0) closings()[16 + index_] = closing;
     }
