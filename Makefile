@@ -46,7 +46,7 @@ lint-deep: lint-packages ## lint with clang's analyzer, in three times the time
 	@tools/lint.sh deep
 
 format: lint-packages ## rewrite all sources with clang-format
-	git ls-files '*.h' '*.inl' '*.cc' '*.cpp' | xargs clang-format -i
+	git ls-files '*.h' '*.inl' '*.cc' '*.cpp' '*.cu' '*.cuh' | xargs clang-format -i
 
 asan: packages ## unit tests under the address and undefined-behaviour sanitizers
 	cmake --preset asan-ubsan

@@ -21,7 +21,7 @@ check() {
 
 sources() { git ls-files -z --cached --others --exclude-standard -- "$@"; }
 
-clang_format() { sources '*.h' '*.inl' '*.cc' '*.cpp' | xargs -0 -P "$jobs" -n 16 clang-format --dry-run -Werror; }
+clang_format() { sources '*.h' '*.inl' '*.cc' '*.cpp' '*.cu' '*.cuh' | xargs -0 -P "$jobs" -n 16 clang-format --dry-run -Werror; }
 
 # Every translation unit of the build but tests, whose GoogleTest macros would double the time, and
 # kernels; headers are checked through the units that include them. Benchmarks are never analyzed: the

@@ -1,13 +1,13 @@
-// The product of a packed block with an operand, for any axis, group and parameters; the width is known
-// when it is compiled. As block_product.cuh, which says what is computed. Loops go over pairs of steps
-// and are not unrolled further, so that the code of all widths stays small; a pair is what one 16-byte
-// load of parameters serves.
+// The product of a packed block with an operand, for any axis, group and parameters; the width is
+// known when it is compiled. As block_product.cuh, which says what is computed. Loops go over pairs
+// of steps and are not unrolled further, so that the code of all widths stays small; a pair is what
+// one 16-byte load of parameters serves.
 //
-// Operands lie in shared memory, 16 bytes a lane: [pair of steps][column tile][lane]{b[0], b[1] of the
-// even step, b[0], b[1] of the odd step}.
+// Operands lie in shared memory, 16 bytes a lane: [pair of steps][column tile][lane]{b[0], b[1] of
+// the even step, b[0], b[1] of the odd step}.
 //
-// Cost of a pair beyond its codes: 3 loads and 12 instructions depth-wise with 64 rows a group, about
-// 75 instructions for each group of depths row-wise.
+// Cost of a pair beyond its codes: 3 loads and 12 instructions depth-wise with 64 rows a group,
+// about 75 instructions for each group of depths row-wise.
 #pragma once
 
 #include "kvq/attention/cuda/device/block_product.cuh"
@@ -100,7 +100,8 @@ __device__ __forceinline__ void load_operand(std::uint32_t operands, int pair, L
   }
 }
 
-// Groups of 64 rows (kWhole), or of 32 or 16. What all rows of a group lack alike is added in the end.
+// Groups of 64 rows (kWhole), or of 32 or 16. What all rows of a group lack alike is added in the
+// end.
 template <Bits kBits, bool kWhole, int kColumns>
 __device__ __forceinline__ void add_any_depth_wise(const TensorLayout& layout, std::uint32_t block,
                                                    std::uint32_t scales, std::uint32_t centers,
@@ -172,10 +173,10 @@ __device__ __forceinline__ void add_any_depth_wise(const TensorLayout& layout, s
 // multiply_add() leaves them, with the parameters to the sums.
 template <Bits kBits, int kColumns>
 __device__ __forceinline__ void add_any_row_group(const TensorLayout& layout, std::uint32_t scales,
-                                              std::uint32_t centers, Lane lane,
-                                              BlockSum<kColumns>& product,
-                                              FragmentC (&total)[kColumns],
-                                              BlockSum<kColumns>& sum) {
+                                                  std::uint32_t centers, Lane lane,
+                                                  BlockSum<kColumns>& product,
+                                                  FragmentC (&total)[kColumns],
+                                                  BlockSum<kColumns>& sum) {
   using C = Codes<kBits>;
   float scale[4][2];
   float constant[4][2] = {};
@@ -234,8 +235,8 @@ __device__ __forceinline__ void add_any_row_wise(const TensorLayout& layout, std
     const int group = 16 * step >> layout.depth_shift;
     const int next = step + together;
     if (16 * next >> layout.depth_shift != group || next >= layout.steps) {
-      add_any_row_group<kBits>(layout, scales + group * vector_bytes, centers + group * vector_bytes,
-                           lane, product, total, sum);
+      add_any_row_group<kBits>(layout, scales + group * vector_bytes,
+                               centers + group * vector_bytes, lane, product, total, sum);
     }
   }
 }

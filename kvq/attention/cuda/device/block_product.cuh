@@ -48,7 +48,8 @@ __device__ __forceinline__ void load_row_parameters(std::uint32_t address, Lane 
 
 template <Bits kBits, int kSteps, int kColumns>
 __device__ __forceinline__ void add_plain_product(const TensorLayout& layout, std::uint32_t block,
-                                                  Lane lane, const Operand<kSteps, kColumns>& operand,
+                                                  Lane lane,
+                                                  const Operand<kSteps, kColumns>& operand,
                                                   BlockSum<kColumns>& sum) {
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
@@ -65,8 +66,8 @@ __device__ __forceinline__ void add_plain_product(const TensorLayout& layout, st
   }
 }
 
-// One group of 64 rows: group_rows = 64, group_depth = 1, `vectors` in the page, symmetric. What all
-// rows lack alike goes to constant, in units of 1.
+// One group of 64 rows: group_rows = 64, group_depth = 1, `vectors` in the page, symmetric. What
+// all rows lack alike goes to constant, in units of 1.
 template <Bits kBits, int kSteps, int kColumns>
 __device__ __forceinline__ void add_fixed_depth_wise(const TensorLayout& layout,
                                                      std::uint32_t block, std::uint32_t scales,

@@ -188,12 +188,15 @@ struct Codes<Bits::kTernary> : SubnormalCodes {
     const int group = quad / 5;
     if (group < groups) {
       const int digit = quad - 5 * group;
-      const std::uint32_t power_of_three =
-          digit == 0 ? 1 : digit == 1 ? 3 : digit == 2 ? 9 : digit == 3 ? 27 : 81;
+      const std::uint32_t power_of_three = digit == 0   ? 1
+                                           : digit == 1 ? 3
+                                           : digit == 2 ? 9
+                                           : digit == 3 ? 27
+                                                        : 81;
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const uint4 words = load_shared_16(block + 256 * group +
-                                           16 * (8 * r + (lane.g ^ (2 * (group & 3)))));
+        const uint4 words =
+            load_shared_16(block + 256 * group + 16 * (8 * r + (lane.g ^ (2 * (group & 3)))));
         const std::uint32_t word[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
         for (int j = 0; j < 4; ++j) {

@@ -64,8 +64,8 @@ struct ExactRows {
   }
 };
 
-// What a lane reads of 16 exact rows. Every lane works out where one row of keys or of values starts,
-// and all loads are started before the first is needed: they take longer than all else.
+// What a lane reads of 16 exact rows. Every lane works out where one row of keys or of values
+// starts, and all loads are started before the first is needed: they take longer than all else.
 class ExactRowStarts {
  public:
   __device__ __forceinline__ ExactRowStarts(const DecodeParams& params, const ExactRows& rows,
@@ -84,8 +84,8 @@ class ExactRowStarts {
   std::uint64_t start_;
 };
 
-// Channel `channel` of rows that have head_dim of them: 16 from the end at most, so that what is read
-// beyond belongs to the row. kWhole: there is nothing beyond.
+// Channel `channel` of rows that have head_dim of them: 16 from the end at most, so that what is
+// read beyond belongs to the row. kWhole: there is nothing beyond.
 template <bool kWhole>
 __device__ __forceinline__ int channel_in_row(int channel, int head_dim) {
   return kWhole ? channel : min(channel, head_dim - 16);
@@ -111,8 +111,8 @@ struct ExactKeys {
   }
 };
 
-// Of kBlocks blocks of 64 channels from `first_block` on. Channels from head_dim on are others': nobody
-// reads what becomes of them.
+// Of kBlocks blocks of 64 channels from `first_block` on. Channels from head_dim on are others':
+// nobody reads what becomes of them.
 template <bool kWhole, int kBlocks>
 struct ExactValues {
   std::uint32_t words[kBlocks][4][4];  // [block][tile][row]
@@ -176,8 +176,8 @@ __device__ __forceinline__ void exact_scores(const ExactKeys<kWhole, kSteps>& ke
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const bool exists = first + 2 * lane.g + (e >> 1) < rows.count;
-      scores[0][c][e] = exists ? scores[0][c][e] * query.factor
-                               : -std::numeric_limits<float>::infinity();
+      scores[0][c][e] =
+          exists ? scores[0][c][e] * query.factor : -std::numeric_limits<float>::infinity();
     }
   }
 }

@@ -1,9 +1,10 @@
-// The product of a packed block with an operand, for parameters of groups of 32 rows or depths or more,
-// symmetric or affine: the formats that plans mostly choose. As block_product.cuh, which says what is
-// computed; width and axis are known when it is compiled, group and parameters are not.
+// The product of a packed block with an operand, for parameters of groups of 32 rows or depths or
+// more, symmetric or affine: the formats that plans mostly choose. As block_product.cuh, which says
+// what is computed; width and axis are known when it is compiled, group and parameters are not.
 //
-// Depth-wise, the rows of a block have at most two vectors of parameters, for rows 0..31 and 32..63. A
-// product with a matrix whose rows 2g are one vector and rows 2g+1 the other gives what both lack:
+// Depth-wise, the rows of a block have at most two vectors of parameters, for rows 0..31
+// and 32..63. A product with a matrix whose rows 2g are one vector and rows 2g+1 the other gives
+// what both lack:
 //
 //   constants = [-middle, 0] (scale_0 * b) + [0, -middle] (scale_1 * b) + [center_0, center_1] b
 //
@@ -39,15 +40,16 @@ __device__ __forceinline__ void total_pairs(const Operand<kSteps, kColumns>& ope
   }
 }
 
-// Where parameters of a tensor are read, in the order of groups of one depth (depth-wise) or one row
-// (row-wise).
+// Where parameters of a tensor are read, in the order of groups of one depth (depth-wise) or one
+// row (row-wise).
 struct Parameters {
   std::uint32_t scales;
   std::uint32_t centers;
-  int stride;  // bytes from a piece of 32 depths to the next, or from one group of depths to the next
+  int stride;  // bytes from a piece of 32 depths, or from a group of depths, to the next
 };
 
-// Parameters of groups of several depths are spread to `room`, of kSpreadBytes; others stay in the page.
+// Parameters of groups of several depths are spread to `room`, of kSpreadBytes; others stay in the
+// page.
 inline constexpr int kSpreadBytes = 512;
 
 template <int kPairs>
@@ -92,10 +94,9 @@ __device__ __forceinline__ Parameters row_wise_parameters(const TensorLayout& la
   const int g = lane.index % 8;
   if (vector < vectors) {
     const bool scale = lane.index < 16;
-    const uint2 words =
-        load_shared_8(page + (scale ? layout.scales : layout.centers) +
-                      (2 * kPageTokens >> layout.row_shift) * vector +
-                      8 * (layout.group_rows == 2 ? g : g >> 1));
+    const uint2 words = load_shared_8(page + (scale ? layout.scales : layout.centers) +
+                                      (2 * kPageTokens >> layout.row_shift) * vector +
+                                      8 * (layout.group_rows == 2 ? g : g >> 1));
     store_shared_16(room + 16 * lane.index,
                     make_uint4(__byte_perm(words.x, 0, 0x1010), __byte_perm(words.x, 0, 0x3232),
                                __byte_perm(words.y, 0, 0x1010), __byte_perm(words.y, 0, 0x3232)));
@@ -106,11 +107,9 @@ __device__ __forceinline__ Parameters row_wise_parameters(const TensorLayout& la
 
 // group_rows of 32 or more. first_row: of the block.
 template <Bits kBits, int kSteps, int kColumns>
-__device__ __forceinline__ void add_grouped_depth_wise(const TensorLayout& layout,
-                                                       const Parameters& parameters,
-                                                       std::uint32_t block, int first_row, Lane lane,
-                                                       const Operand<kSteps, kColumns>& operand,
-                                                       BlockSum<kColumns>& sum) {
+__device__ __forceinline__ void add_grouped_depth_wise(
+    const TensorLayout& layout, const Parameters& parameters, std::uint32_t block, int first_row,
+    Lane lane, const Operand<kSteps, kColumns>& operand, BlockSum<kColumns>& sum) {
   using C = Codes<kBits>;
   const std::uint32_t minus_middle = layout.minus_middle;
   const FragmentA middle[2] = {{minus_middle, 0, minus_middle, 0},

@@ -1,9 +1,9 @@
-// Brings pages from memory to a warp's buffers in shared memory, asynchronously, in order: one or two
-// stages, used in turn.
+// Brings pages from memory to a warp's buffers in shared memory, asynchronously, in order: one or
+// two stages, used in turn.
 //
-// Where the architecture has it, one lane starts one bulk copy that completes on a barrier in shared
-// memory; the L2 is told to drop the lines first, since a step reads every page once. Elsewhere each
-// lane copies its 16-byte pieces.
+// Where the architecture has it, one lane starts one bulk copy that completes on a barrier in
+// shared memory; the L2 is told to drop the lines first, since a step reads every page once.
+// Elsewhere each lane copies its 16-byte pieces.
 #pragma once
 
 #include <cstddef>
@@ -32,7 +32,8 @@ class PageCopy {
  public:
   // barriers: shared address of 16 bytes of the warp; buffer: of `stages` times `bytes`, 128-byte
   // aligned; bytes: of a page, a multiple of 128.
-  __device__ PageCopy(std::uint32_t barriers, std::uint32_t buffer, int stages, int bytes, Lane lane)
+  __device__ PageCopy(std::uint32_t barriers, std::uint32_t buffer, int stages, int bytes,
+                      Lane lane)
       : barriers_(barriers),
         buffer_(buffer),
         bytes_(bytes),

@@ -199,8 +199,8 @@ struct SymmetricPage : TwoProducts<SymmetricPage> {
       if constexpr (kBits == Bits::k16) {
         add_plain_product<kBits>(params.key, planes, lane, query.operand, sum);
       } else {
-        add_fixed_row_wise<kBits>(params.key, planes, page + params.key.scales, lane,
-                                  query.operand, terms.bias, sum);
+        add_fixed_row_wise<kBits>(params.key, planes, page + params.key.scales, lane, query.operand,
+                                  terms.bias, sum);
       }
       multiply_units<kBits>(sum, query.factor);
     });
@@ -219,9 +219,8 @@ struct SymmetricPage : TwoProducts<SymmetricPage> {
         if constexpr (kBits == Bits::k16) {
           add_plain_product<kBits>(params.value, planes, lane, weights, sum.values[block]);
         } else {
-          add_fixed_depth_wise<kBits>(params.value, planes,
-                                      page + params.value.scales + 64 * block, lane, weights,
-                                      sum.values[block], sum.constants[block]);
+          add_fixed_depth_wise<kBits>(params.value, planes, page + params.value.scales + 64 * block,
+                                      lane, weights, sum.values[block], sum.constants[block]);
         }
       }
     });
@@ -250,7 +249,8 @@ struct GroupedPage : TwoProducts<GroupedPage<kKeyDepthWise, kValueDepthWise>> {
   // Scores of the page's tokens in units of log2.
   template <int kSteps, int kColumns>
   __device__ static __forceinline__ void scores(const DecodeParams& params, std::uint32_t page,
-                                                std::uint32_t room, Lane lane, const Query<kSteps, kColumns>& query,
+                                                std::uint32_t room, Lane lane,
+                                                const Query<kSteps, kColumns>& query,
                                                 const QueryTerms<kSteps, kColumns>& terms,
                                                 BlockSum<kColumns>& sum) {
     const std::uint32_t planes = page + params.key.planes;
@@ -310,14 +310,14 @@ struct GroupedPage : TwoProducts<GroupedPage<kKeyDepthWise, kValueDepthWise>> {
   }
 };
 
-// All else. Keys and blocks of values go through the same code, one after the other: a switch for each
-// of them. Sums of values are in units of 1.
+// All else. Keys and blocks of values go through the same code, one after the other: a switch for
+// each of them. Sums of values are in units of 1.
 struct AnyPage {
   static constexpr bool kWholeBlocks = false;
 
   // The queries', then those of the weights.
   template <int kSteps, int kColumns>
-  static constexpr int kOperandBytes = 256 * kColumns * (kSteps + 4);
+  static constexpr int kOperandBytes = 256 * kColumns*(kSteps + 4);
 
   __device__ static constexpr Bits value_bits(const DecodeParams&) { return Bits::k16; }
 
@@ -332,10 +332,12 @@ struct AnyPage {
   }
 
   template <int kBlocks, int kColumns, class Settle>
-  __device__ static __forceinline__ void attend(
-      const DecodeParams& params, std::uint32_t page, std::uint32_t operands, Lane lane,
-      const Query<4 * kBlocks, kColumns>& query, const QueryTerms<4 * kBlocks, kColumns>&,
-      SoftmaxSum<kBlocks, kColumns>& sum, const Settle& settle) {
+  __device__ static __forceinline__ void attend(const DecodeParams& params, std::uint32_t page,
+                                                std::uint32_t operands, Lane lane,
+                                                const Query<4 * kBlocks, kColumns>& query,
+                                                const QueryTerms<4 * kBlocks, kColumns>&,
+                                                SoftmaxSum<kBlocks, kColumns>& sum,
+                                                const Settle& settle) {
     const std::uint32_t weight_operands = operands + 256 * kColumns * 4 * kBlocks;
 #pragma unroll 1
     for (int block = -1; block * kPageTokens < params.head_dim; ++block) {

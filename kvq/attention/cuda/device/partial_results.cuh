@@ -19,8 +19,9 @@ struct Closing {
   int heads;
 };
 
-// Shared memory before the warps' regions: for each of 16 warps two barriers of 8 bytes, a flag that
-// it passed an item, its cut, and the closings of the item that it ends with and of the passed one.
+// Shared memory before the warps' regions: for each of 16 warps two barriers of 8 bytes, a flag
+// that it passed an item, its cut, and the closings of the item that it ends with and of the passed
+// one.
 inline constexpr int kSharedFlags = 256;
 inline constexpr int kSharedCuts = 384;
 inline constexpr int kSharedClosings = kSharedCuts + 16 * sizeof(Cut);
@@ -39,8 +40,9 @@ __device__ __forceinline__ void store_number(void* numbers, NumberType type, std
 
 __device__ __forceinline__ float inverse_or_zero(float sum) { return sum == 0 ? 0 : 1 / sum; }
 
-// Counts one more partial result of a head in memory; true for the last one, whose warp may then read
-// the others. Called by one lane between two barriers of its warp, it speaks for all of the warp.
+// Counts one more partial result of a head in memory; true for the last one, whose warp may then
+// read the others. Called by one lane between two barriers of its warp, it speaks for all of the
+// warp.
 __device__ __forceinline__ bool arrive(ItemCounter& counter, int head, int expected) {
   std::uint32_t before;
   asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;"
@@ -133,10 +135,10 @@ class WarpResult {
   }
 };
 
-// The results of all warps of a block, whose last items may differ: warps of one item are neighbours,
-// a group. After one barrier a task, a head of a group, is a warp's alone: it joins the group's rows,
-// and if others have results of the item, too, leaves the sum in its slot and counts it; the last to
-// be counted joins the slots. A lane has 2 * kBlocks channels, one after the other.
+// The results of all warps of a block, whose last items may differ: warps of one item are
+// neighbours, a group. After one barrier a task, a head of a group, is a warp's alone: it joins the
+// group's rows, and if others have results of the item, too, leaves the sum in its slot and counts
+// it; the last to be counted joins the slots. A lane has 2 * kBlocks channels, one after the other.
 //
 // Shared memory of a warp: rows [heads][channels + 8] (the 8 keep the lanes' stores apart), then
 // {reference, sum} of each head.
@@ -323,16 +325,15 @@ class BlockResult {
   __device__ static float greatest_of_warp(float number) {
     // As integers, negative numbers compare the wrong way round.
     const auto turned = [](int bits) { return bits ^ ((bits >> 31) & 0x7fffffff); };
-    return __int_as_float(
-        turned(__reduce_max_sync(0xffffffffU, turned(__float_as_int(number)))));
+    return __int_as_float(turned(__reduce_max_sync(0xffffffffU, turned(__float_as_int(number)))));
   }
 
   // The block's results of a head, to the output or to the block's slot.
   __device__ __forceinline__ void join_group(const Task& task) const {
     const int leader = task.closing;
-    const Joint joint = join(rows(leader), group_size(leader),
-                             lane_.index * (params_.region_bytes / 4), task.head * kStride,
-                             kHeads * kStride + 2 * task.head);
+    const Joint joint =
+        join(rows(leader), group_size(leader), lane_.index * (params_.region_bytes / 4),
+             task.head * kStride, kHeads * kStride + 2 * task.head);
     const Closing& closing = closings_[leader];
     if (closing.contributors.count(block_warps_) == 1) {
       if (task.head == 0 && lane_.index == 0) params_.counters[closing.item].claims = 0;

@@ -65,7 +65,8 @@ __device__ __forceinline__ void convert(const RawQuery<kSteps, kColumns>& raw,
 #pragma unroll
   for (int c = 0; c < kColumns; ++c) {
 #pragma unroll
-    for (int step = 0; step < kSteps; ++step) convert_four<kType>(raw.words[c][step], numbers[c][step]);
+    for (int step = 0; step < kSteps; ++step)
+      convert_four<kType>(raw.words[c][step], numbers[c][step]);
   }
 }
 
@@ -75,9 +76,9 @@ struct Query {
   float factor;  // of the scores, in units of log2; what the operand was divided by is in it
 };
 
-// The operand [channels x 8 heads] times the Walsh-Hadamard matrix of `length` (a power of two, 16 or
-// more) times `scale`: inside a step of 16 channels a product with the matrix of 16, whose elements
-// are +-1, between steps butterflies.
+// The operand [channels x 8 heads] times the Walsh-Hadamard matrix of `length` (a power of two, 16
+// or more) times `scale`: inside a step of 16 channels a product with the matrix of 16, whose
+// elements are +-1, between steps butterflies.
 template <int kSteps>
 __device__ __forceinline__ void rotate_operand(Operand<kSteps, 1>& operand, int length, float scale,
                                                Lane lane) {
@@ -138,8 +139,8 @@ __device__ __forceinline__ int common_exponent(const float (&numbers)[kColumns][
   return min(max(static_cast<int>(bits >> 23) - 126, -100), 100);
 }
 
-// The operand is divided by a power of two, so that no number exceeds 1: products with any fp16 scale
-// stay in range.
+// The operand is divided by a power of two, so that no number exceeds 1: products with any fp16
+// scale stay in range.
 template <int kSteps, int kColumns>
 __device__ __forceinline__ void prepare_query(const DecodeParams& params,
                                               const RawQuery<kSteps, kColumns>& raw,
@@ -181,7 +182,8 @@ __device__ __forceinline__ void prepare_query(const DecodeParams& params,
 // To the rotated space of the keys; numbers still do not exceed 1.
 // length: of the Hadamard transform, a power of two, 1 for none.
 template <int kSteps, int kColumns>
-__device__ __forceinline__ void rotate_query(Query<kSteps, kColumns>& query, int length, Lane lane) {
+__device__ __forceinline__ void rotate_query(Query<kSteps, kColumns>& query, int length,
+                                             Lane lane) {
   if (length == 1) return;
   const int power = 31 - __clz(length);
   query.factor *= exp2_fast(0.5F * static_cast<float>(power));

@@ -15,9 +15,9 @@ inline constexpr float kNoReference = -1e30F;
 
 template <int kBlocks, int kColumns>
 struct SoftmaxSum {
-  float reference[kColumns][2];  // of heads 2t, 2t + 1 of each tile of columns
-  FragmentC weights[kColumns];   // sum of the weights; rows alike
-  BlockSum<kColumns> values[kBlocks];  // sum of weight * value
+  float reference[kColumns][2];           // of heads 2t, 2t + 1 of each tile of columns
+  FragmentC weights[kColumns];            // sum of the weights; rows alike
+  BlockSum<kColumns> values[kBlocks];     // sum of weight * value
   float constants[kBlocks][kColumns][2];  // to be added to all channels of a block, in units of 1
 
   __device__ __forceinline__ void clear() {

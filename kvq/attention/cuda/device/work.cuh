@@ -8,8 +8,8 @@
 //            have finished claim one by one: the drift of a static split costs 10 %
 //
 // Where all sequences are of one length, a few warps may stay idle, so that every item has the same
-// number of warps and, if that costs little too, whole blocks or whole parts of one: then nothing is
-// cut twice, and most or all joining is done in shared memory.
+// number of warps and, if that costs little too, whole blocks or whole parts of one: then nothing
+// is cut twice, and most or all joining is done in shared memory.
 //
 //   fixed units of all items  |--item 0--|--item 1-------|-2-|------ .. --|
 //   cut evenly                |  warp 0  |  warp 1  |  warp 2  |  ..
@@ -188,8 +188,8 @@ class Work {
     units.exact = units.total - length.pages;
     units.fixed = units.total;
     if (units.total >= long_item) {
-      units.fixed -= static_cast<int>(static_cast<unsigned>(length.pages) * params_.claimed_share >>
-                                      10U);
+      units.fixed -=
+          static_cast<int>(static_cast<unsigned>(length.pages) * params_.claimed_share >> 10U);
     }
     return units;
   }

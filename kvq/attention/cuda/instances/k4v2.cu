@@ -1,5 +1,5 @@
-#include "kvq/attention/cuda/instances/fixed.h"
 #include "kvq/attention/cuda/device/instantiate.cuh"
+#include "kvq/attention/cuda/instances/fixed.h"
 
 namespace kvq::cuda {
 
