@@ -192,25 +192,6 @@ def speed_gpu_attention(results):
     return table(header, rows) + "\n\n" + place + "\n" + results.provenance("gpu_attention")
 
 
-def speed_gpu_decode(results):
-    """Cases without a peer, the mean of those that were timed more than once."""
-    record = results.record("gpu_decode")
-    cases = {}
-    for case in record["result"]["runs"]:
-        cases.setdefault((case["spec"], tuple(case["shape"]), case["window"]), []).append(case)
-    rows = []
-    for (spec, shape, window), runs in cases.items():
-        sequences, query_heads, kv_heads, tokens, head_dim = shape
-        time, bandwidth = (sum(run[key] for run in runs) / len(runs)
-                           for key in ("microseconds", "gigabytes_per_second"))
-        rows.append([f"`{spec}`" + (", window" if window else ""), runs[0]["kernel"].split()[0].split("/")[1],
-                     f"{sequences}, {query_heads}/{kv_heads}, {tokens:,}, {head_dim}", f"{time:.1f}",
-                     f"{min(run['p10'] for run in runs):.1f}..{max(run['p90'] for run in runs):.1f}",
-                     f"{bandwidth:,.0f}"])
-    header = ["format", "kernel", "sequences, heads, tokens, head_dim", "µs", "p10..p90", "GB/s"]
-    return table(header, rows) + f"\n\n{record['note']}.\n" + results.provenance("gpu_decode")
-
-
 def speed_gpu_prefill(results):
     """Every case beside the best bf16 attention of the same run."""
     run = results.record("gpu_prefill")["result"]
@@ -315,7 +296,7 @@ def support(results):
 
 FIGURES = {function.__name__: function for function in (
     headline, overview, accuracy_widths, accuracy_options, accuracy_fits, accuracy_kivi, accuracy_wiki,
-    plans, speed_attention, speed_gpu_attention, speed_gpu_decode, speed_gpu_prefill, speed_gpu_pack, speed_gpu_generate,
+    plans, speed_attention, speed_gpu_attention, speed_gpu_prefill, speed_gpu_pack, speed_gpu_generate,
     speed_gpu_prompt, speed_append, speed_generate, speed_peers, support)}
 
 

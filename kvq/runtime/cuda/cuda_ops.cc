@@ -8,7 +8,6 @@
 
 #include "kvq/runtime/cuda/cublas_lt.h"
 #include "kvq/runtime/cuda/cuda_matrix.h"
-#include "kvq/runtime/cuda/few_rows.h"
 #include "kvq/runtime/cuda/recordings.h"
 #include "kvq/runtime/cuda/row_kernels.h"
 
@@ -114,20 +113,6 @@ class CudaOps final : public Ops {
                   float* output) override {
     flush();
     const auto& matrix = static_cast<const CudaMatrix&>(weights);
-    if (bfloat16() && suits_few_rows(rows, terms(), matrix.inputs(), matrix.outputs())) {
-      note(multiply_few_rows({.weights = matrix.weights.as<__nv_bfloat16>(),
-                              .input = input,
-                              .bias = matrix.bias.as<float>(),
-                              .output = output,
-                              .rows = rows,
-                              .terms = terms(),
-                              .inputs = matrix.inputs(),
-                              .outputs = matrix.outputs(),
-                              .accumulate = accumulate},
-                             stream()));
-      if (split_of_ == output) split_of_ = nullptr;
-      return status_;
-    }
     const bool two = terms_ == InputTerms::kTwo;
     Product product{.bfloat16 = bfloat16(),
                     .rows = two ? 2 * rows : rows,
@@ -137,7 +122,7 @@ class CudaOps final : public Ops {
     const void* operand = input;
     if (bfloat16()) {
       if (split_of_ != input || split_count_ != std::size_t(rows) * matrix.inputs()) {
-        const SplitRows split = split_memory(input, rows, matrix.inputs());
+        const SplitRows split = split_for(input, rows, matrix.inputs());
         note(split_rows(input, split_count_, split, stream()));
         split_of_ = nullptr;  // others than operations write these rows
       }
@@ -257,7 +242,6 @@ class CudaOps final : public Ops {
 
  private:
   bool bfloat16() const { return terms_ != InputTerms::kFloat32; }
-  int terms() const { return terms_ == InputTerms::kTwo ? 2 : 1; }
   cudaStream_t stream() const { return device_->stream(); }
 
   // The first error of calls that return none; told by the next that does.
@@ -306,19 +290,13 @@ class CudaOps final : public Ops {
   }
 
   // Where the split rows of `values` go, for the product that reads these next.
-  SplitRows split_memory(const float* values, int rows, int width) {
+  SplitRows split_for(const float* values, int rows, int width) {
+    if (!bfloat16()) return {};
+    const int terms = terms_ == InputTerms::kTwo ? 2 : 1;
     split_of_ = values;
     split_count_ = std::size_t(rows) * width;
-    note(reserve(split_, split_count_ * terms() * sizeof(__nv_bfloat16)));
-    return {split_.as<__nv_bfloat16>(), terms()};
-  }
-  // Likewise, where that product is likely to read them; a product of few rows splits them itself.
-  SplitRows split_for(const float* values, int rows, int width) {
-    if (bfloat16() && !suits_few_rows(rows, terms(), width)) {
-      return split_memory(values, rows, width);
-    }
-    if (split_of_ == values) split_of_ = nullptr;
-    return {};
+    note(reserve(split_, split_count_ * terms * sizeof(__nv_bfloat16)));
+    return {split_.as<__nv_bfloat16>(), terms};
   }
 
   void gather(NumberType type, const void* table, std::span<const int> rows, int width,
