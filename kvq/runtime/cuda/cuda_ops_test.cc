@@ -86,7 +86,7 @@ INSTANTIATE_TEST_SUITE_P(AllTerms, CudaProductTest,
                          term_name);
 
 TEST_P(CudaProductTest, StacksPartsAddsBiasAndAccumulates) { multiply({136, 48, 17}); }
-TEST_P(CudaProductTest, OfShapesForFewRows) {
+TEST_P(CudaProductTest, OfSeveralShapes) {
   multiply({64, 16, 16});
   multiply({704, 48, 16});
   multiply({1024 + 64, 32, 64});
