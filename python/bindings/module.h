@@ -1,0 +1,12 @@
+// The parts of the extension module.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace kvq::python {
+
+void bind_codec(nanobind::module_& module);
+void bind_cache(nanobind::module_& module);
+void bind_plans(nanobind::module_& module);
+
+}  // namespace kvq::python
