@@ -37,7 +37,7 @@ def __getattr__(name):
 def _register_with_loaded_transformers():
     """So that attn_implementation="kvq" is known to programs that import transformers first."""
     import sys
-    if "transformers" in sys.modules and "torch" in sys.modules:
+    if sys.modules.get("transformers") and sys.modules.get("torch"):
         from .hf_attention import register
         register()
 
