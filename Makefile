@@ -7,7 +7,7 @@ TEST_JOBS ?= $(shell nproc)
 PREFIX ?= /usr/local
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test bench lint lint-deep format asan tsan install packages lint-packages clean
+.PHONY: help demo build test bench lint lint-deep format asan tsan python install packages lint-packages clean
 
 help: ## this text
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,11 @@ tsan: packages ## unit tests under the thread sanitizer
 	cmake --preset tsan
 	cmake --build --preset tsan -j $(JOBS)
 	ctest --preset tsan -j $(TEST_JOBS)
+
+python: packages ## build the Python package into build/python and run its tests; then those of its wheel
+	python=$$(tools/python_env.sh) && cmake --preset release -DKVQ_PYTHON=ON -DPython_EXECUTABLE=$$python && \
+	  cmake --build --preset release -j $(JOBS) --target kvq kvq_python kvq_python_stub && \
+	  ctest --preset release -R '^python[.]' && tools/test_wheel.sh $$python
 
 install: build ## install into PREFIX (default /usr/local)
 	cmake --install build --prefix $(PREFIX)

@@ -111,8 +111,11 @@ class KVQLayer(CacheLayerMixin):
         if self.prefill == "packed":
             self.core.append(chunk.key, chunk.value)
             return self._read(chunk.key.dtype)
-        past = self._read(chunk.key.dtype, self.columns - chunk.key.shape[2])
+        columns = self.columns - chunk.key.shape[2]
+        past = self._read(chunk.key.dtype, columns) if columns > 0 else None
         self.core.append(chunk.key, chunk.value)
+        if past is None:
+            return chunk.key, chunk.value
         return tuple(torch.cat([old, new], dim=2) for old, new in zip(past, (chunk.key, chunk.value)))
 
     def _read(self, dtype: torch.dtype, columns: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,6 +6,8 @@
   ```cmake  is the CMakeLists.txt of the next ```cpp block, which is built against the installed package
             and run.
   ```json   is parsed.
+  ```python runs in the same scratch folder with the package of build/python; passed over where that is
+            not built or what the block imports is not installed.
   A block after the comment `<!-- not run: REASON -->` is passed over, and counted.
 Other blocks (text) are not code. Links to files of the project must lead to a file.
 """
@@ -33,6 +35,7 @@ class Runner:
         self.build, self.prefix, self.folder = build, prefix, folder
         self.cmake = None
         self.count = 0
+        self.python = None  # an interpreter
         (folder / "build").symlink_to(build)
         (folder / "models").symlink_to(ROOT / "models")
 
@@ -62,8 +65,20 @@ class Runner:
             or run(["cmake", "--build", "out"], source) \
             or run([f"out/{program}"], source)
 
+    def passes_over(self, language, text):
+        """Whether what a block needs is not there."""
+        if language != "python":
+            return False
+        names = set(re.findall(r"^(?:from|import) (\w+)", text, re.MULTILINE)) - {"kvq"}
+        found = "; ".join(f"assert importlib.util.find_spec({name!r})" for name in sorted(names))
+        return self.python is None or not (self.build / "python/kvq").exists() or \
+            run([self.python, "-c", f"import importlib.util; {found}"], self.folder) is not None
+
     def block(self, language, text):
         """None, or why the block failed."""
+        if language == "python":
+            return run(["env", f"PYTHONPATH={self.build / 'python'}", "OMP_NUM_THREADS=1", self.python,
+                        "-c", text], self.folder)
         if language == "cmake":
             self.cmake = text
             return None
@@ -75,7 +90,7 @@ class Runner:
             return None
         if language in ("sh", "cpp"):
             return getattr(self, language)(text)
-        return f"unknown language {language}; use sh, cpp, cmake, json or text" \
+        return f"unknown language {language}; use sh, cpp, cmake, json, python or text" \
             if language != "text" else None
 
 
@@ -89,7 +104,7 @@ def run_page(page, runner):
             print(f"{page}:{line}: the link leads nowhere: {match.group(1)}")
             failures += 1
     for match in BLOCK.finditer(text):
-        if match.group(1):
+        if match.group(1) or runner.passes_over(match.group(2), match.group(3)):
             skipped += 1
             continue
         ran += 1
@@ -105,12 +120,14 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=pathlib.Path, required=True, help="build folder with kvq")
     parser.add_argument("--prefix", type=pathlib.Path, required=True, help="where kvq is installed")
+    parser.add_argument("--python", help="interpreter for python blocks")
     parser.add_argument("pages", nargs="+", help="Markdown files, from the root of the project")
     options = parser.parse_args()
     failed = 0
     for name in options.pages:
         with tempfile.TemporaryDirectory() as folder:
             runner = Runner(options.build.resolve(), options.prefix.resolve(), pathlib.Path(folder))
+            runner.python = options.python
             ran, skipped, failures = run_page(ROOT / name, runner)
         print(f"{name}: {ran} blocks run, {skipped} not run, {failures} failed")
         failed += failures
