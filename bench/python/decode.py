@@ -36,6 +36,7 @@ from transformers import (AutoModelForCausalLM, DynamicCache, LlamaConfig, Llama
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DEMO_MODEL = ROOT / "models/demo-llama"
 LONG_TOKENS = 16384
+WARM_UP = "warm-up"
 
 
 def tensor_bytes(value):
@@ -60,7 +61,8 @@ def caches(config):
     """Name -> (attention, new cache)."""
     return {
         "DynamicCache": ("sdpa", DynamicCache),
-        "QuantizedCache quanto, 4 bits": ("sdpa", lambda: QuantizedCache("quanto", config, nbits=4)),
+        "QuantizedCache quanto, 4 bits": (
+            "sdpa", lambda: QuantizedCache("quanto", config, nbits=4)),
         "QuantizedCache hqq, 4 bits": (
             "sdpa", lambda: QuantizedCache("hqq", config, nbits=4, axis_key=1, axis_value=1)),
         "kvq k16v16": ("kvq", lambda: KVQ("k16v16")),
@@ -80,12 +82,12 @@ class Clock(StoppingCriteria):
         return torch.zeros(input_ids.shape[0], dtype=torch.bool)
 
 
-def run_demo(model, cache, ids):
+def run_demo(model, cache, ids, tokens):
     """(prompt tokens/s, decode tokens/s)."""
     clock = Clock()
     start = time.perf_counter()
-    model.generate(ids, attention_mask=torch.ones_like(ids), past_key_values=cache, max_new_tokens=256,
-                   min_new_tokens=256, do_sample=False, pad_token_id=2, stopping_criteria=[clock])
+    model.generate(ids, attention_mask=torch.ones_like(ids), past_key_values=cache, max_new_tokens=tokens,
+                   min_new_tokens=tokens, do_sample=False, pad_token_id=2, stopping_criteria=[clock])
     first, last = clock.times[0], clock.times[-1]
     return ids.shape[1] / (first - start), (len(clock.times) - 1) / (last - first)
 
@@ -114,6 +116,9 @@ def run_long(model, cache, steps):
 def measure(model, run, new_cache):
     """One figure for each cache, in the order of caches()."""
     figures = {}
+    for attention, make in caches(model.config).values():  # compiles, allocates
+        model.set_attn_implementation(attention)
+        run(model, new_cache(make), WARM_UP)
     for round_number in range(options.rounds):
         for name, (attention, make) in caches(model.config).items():
             model.set_attn_implementation(attention)
@@ -130,7 +135,11 @@ def measure(model, run, new_cache):
 def demo():
     model = AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.float32).eval()
     ids = torch.randint(3, model.config.vocab_size, (1, 1500), generator=torch.Generator().manual_seed(0))
-    return measure(model, lambda model, cache, name: run_demo(model, cache, ids), lambda make: make())
+
+    def run(model, cache, name):
+        return run_demo(model, cache, ids, 3 if name == WARM_UP else 256)
+
+    return measure(model, run, lambda make: make())
 
 
 def long():
@@ -141,7 +150,7 @@ def long():
     torch.set_default_dtype(torch.bfloat16)
     model = LlamaForCausalLM(config).eval()
     torch.set_default_dtype(torch.float32)
-    slow = ("QuantizedCache", "dequantized")
+    slow = (WARM_UP, "QuantizedCache", "dequantized")
 
     def run(model, cache, name):
         return run_long(model, cache, 2 if any(word in name for word in slow) else 16)

@@ -17,6 +17,7 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS":
 @unittest.skipUnless(HAS_LM_EVAL, "lm_eval is not installed")
 class LmEvalTest(unittest.TestCase):
     def run_tasks(self, tasks, kvq, limit, *more):
+        """{task: {metric: score}}, or what a failed run wrote to stderr."""
         with tempfile.TemporaryDirectory() as folder:
             done = subprocess.run(
                 [sys.executable, "-m", "kvq.lm_eval", "run", "--model", "kvq-hf", "--model_args",
@@ -29,9 +30,14 @@ class LmEvalTest(unittest.TestCase):
             file = next(pathlib.Path(folder).rglob("results*.json"))
             return json.loads(file.read_text(encoding="utf-8"))["results"]
 
+    def succeed(self, *arguments):
+        results = self.run_tasks(*arguments)
+        self.assertIsInstance(results, dict, results)
+        return results
+
     def test_generated_and_scored_tasks_read_packed_rows(self):
         for kvq, low, high in (("k16v16", 1.0, 1.0), ("k1v1", 0.0, 0.5)):
-            results = self.run_tasks("kvq_recall,kvq_recall_choice", kvq, 6)
+            results = self.succeed("kvq_recall,kvq_recall_choice", kvq, 6)
             for task, metric in (("kvq_recall", "exact,none"), ("kvq_recall_choice", "acc,none")):
                 self.assertGreaterEqual(results[task][metric], low, (kvq, task))
                 self.assertLessEqual(results[task][metric], high, (kvq, task))
@@ -45,12 +51,12 @@ class LmEvalTest(unittest.TestCase):
              "--tasks", tasks / "recall.jsonl", "--tasks", tasks / "arith.jsonl", "--json", "-"],
             capture_output=True, text=True, check=True)
         expected = json.loads(done.stdout)["formats"][0]["tasks"]
-        results = self.run_tasks("kvq_recall,kvq_arith", "k2v2", 12, "--batch_size", "4")
+        results = self.succeed("kvq_recall,kvq_arith", "k2v2", 12, "--batch_size", "4")
         for task in ("recall", "arith"):
             self.assertAlmostEqual(results[f"kvq_{task}"]["exact,none"], expected[task]["accuracy"])
 
     def test_the_seeds_object_and_what_is_refused(self):
-        results = self.run_tasks("kvq_recall", '{"nbits_k": 4, "nbits_v": 2, "backend": "quanto"}', 2)
+        results = self.succeed("kvq_recall", '{"nbits_k": 4, "nbits_v": 2, "backend": "quanto"}', 2)
         self.assertIn("exact,none", results["kvq_recall"])
         self.assertIn("never reads the packed cache",
                       self.run_tasks("kvq_recall", '{"spec": "k4v2", "prefill": "exact"}', 2))

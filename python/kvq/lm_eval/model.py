@@ -43,7 +43,7 @@ class KvqHF(HFLM):
         if config.prefill == "exact":
             raise ValueError("kvq-hf: with prefill='exact' a prompt never reads the packed cache, and "
                              "log-likelihoods would not measure it: use 'packed'")
-        self._config = config
+        self._cache_config = config
         options.setdefault("attn_implementation", NAME)
         super().__init__(pretrained, **options)
         if self.backend != "causal":
@@ -54,9 +54,9 @@ class KvqHF(HFLM):
         if attn_mask is not None or labels is not None:
             raise ValueError("kvq-hf: expected a causal language model")
         with torch.no_grad():
-            return self.model(inps, past_key_values=KVQ(self._config), use_cache=True).logits
+            return self.model(inps, past_key_values=KVQ(self._cache_config), use_cache=True).logits
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str],
                         **generation_kwargs: Any) -> torch.Tensor:
-        return super()._model_generate(context, max_length, stop, past_key_values=KVQ(self._config),
+        return super()._model_generate(context, max_length, stop, past_key_values=KVQ(self._cache_config),
                                        **generation_kwargs)
