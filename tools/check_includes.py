@@ -29,7 +29,7 @@ STAGES = {
     "report": ("base", "codec", "plan", "cache", "attention", "model", "runtime", "eval", "analysis"),
 }
 # Folders outside the chain: they may include every stage, themselves, and these folders.
-CALLERS = {"bench": (), "apps": ("bench",), "fuzz": (), "tests": ()}
+CALLERS = {"bench": (), "apps": ("bench",), "fuzz": (), "python": (), "tests": ()}
 
 MAX_LINES = 600
 SOURCES = (".h", ".inl", ".cc", ".cpp", ".cu", ".cuh")

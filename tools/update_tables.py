@@ -267,6 +267,33 @@ def speed_append(results):
     return table(header, rows) + "\n" + results.provenance("append")
 
 
+def python_decode(results):
+    """transformers' caches beside kvq's: a small model, and a long cache."""
+    run = results.record("python_decode")["result"]
+    long = {entry["name"]: entry for entry in run["long"]}
+    fused = next(entry for entry in run["demo"] if entry["name"] == "kvq k4v2")
+    far = long["kvq k4v2"]
+    rows = [[entry["name"], f"{entry['prompt_tokens_per_s']:,.0f}", f"{entry['decode_tokens_per_s']:.0f}",
+             f"{fused['decode_tokens_per_s'] / entry['decode_tokens_per_s']:.2f}",
+             f"{entry['cache_bytes'] / 2**20:.2f}",
+             f"{long[entry['name']]['decode_tokens_per_s']:.1f}",
+             f"{far['decode_tokens_per_s'] / long[entry['name']]['decode_tokens_per_s']:.1f}",
+             f"{long[entry['name']]['cache_bytes'] / 2**20:.0f}"] for entry in run["demo"]]
+    header = ["cache", "prompt tokens/s", "decode tokens/s", "k4v2 is times", "MiB",
+              "decode tokens/s, 16k", "k4v2 is times", "MiB"]
+    return table(header, rows) + (f"\n\ntorch {run['torch']}, transformers {run['transformers']}, "
+                                  f"{run['threads']} threads.\n") + results.provenance("python_decode")
+
+
+def python_tasks(results):
+    """lm-eval's scores."""
+    entries = results.formats("python_tasks")
+    names = task_names(entries)
+    rows = [[f"`{spec}`"] + [f"{percent(task['accuracy'], 2)} of {task['n']}" for task in entry["tasks"].values()]
+            for spec, entry in entries.items()]
+    return table(["format"] + names, rows) + "\n" + results.provenance("python_tasks")
+
+
 def speed_generate(results):
     entries = results.formats("generate")
     rows = [[f"`{spec}`", f"`{e['kernel']}`", size(e), f"{e['prefill_tokens_per_s']:,.0f}",
@@ -296,8 +323,8 @@ def support(results):
 
 FIGURES = {function.__name__: function for function in (
     headline, overview, accuracy_widths, accuracy_options, accuracy_fits, accuracy_kivi, accuracy_wiki,
-    plans, speed_attention, speed_gpu_attention, speed_gpu_prefill, speed_gpu_pack, speed_gpu_generate,
-    speed_gpu_prompt, speed_append, speed_generate, speed_peers, support)}
+    plans, python_decode, python_tasks, speed_attention, speed_gpu_attention, speed_gpu_prefill, speed_gpu_pack,
+    speed_gpu_generate, speed_gpu_prompt, speed_append, speed_generate, speed_peers, support)}
 
 
 def rewrite(text, results, page):

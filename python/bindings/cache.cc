@@ -23,8 +23,9 @@ KeptTokens kept_tokens(const std::optional<Array>& array, const Rows& rows) {
 
 LayerCache create(const std::string& spec, int kv_heads, int head_dim, int sinks, int window,
                   bool exact_prefill) {
-  return take(LayerCache::create(take(parse_layer_spec(spec)), kv_heads, head_dim,
-                                 {.sinks = sinks, .window = window, .exact_prefill = exact_prefill}));
+  return take(
+      LayerCache::create(take(parse_layer_spec(spec)), kv_heads, head_dim,
+                         {.sinks = sinks, .window = window, .exact_prefill = exact_prefill}));
 }
 
 void append(LayerCache& cache, const Array& key_array, const Array& value_array,
@@ -46,8 +47,7 @@ void attend(const LayerCache& cache, const Array& query_array, const OutputArray
 }
 
 void append_and_attend(LayerCache& cache, const Array& key, const Array& value, const Array& query,
-                       const OutputArray& output, float scale,
-                       const std::optional<Array>& kept) {
+                       const OutputArray& output, float scale, const std::optional<Array>& kept) {
   append(cache, key, value, kept);
   attend(cache, query, output, scale, kept);
 }

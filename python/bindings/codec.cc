@@ -27,9 +27,9 @@ using FloatArray = nb::ndarray<nb::numpy, float, nb::ndim<3>, nb::c_contig>;
 // Memory of the size, aligned as pages are, that a capsule owns.
 struct OwnedBytes {
   explicit OwnedBytes(std::size_t bytes)
-      : data(static_cast<std::byte*>(::operator new(bytes, std::align_val_t{kPageAlignment}))) {
+      : data(static_cast<std::byte*>(::operator new (bytes, std::align_val_t{kPageAlignment}))) {
     owner = nb::capsule(data, [](void* memory) noexcept {
-      ::operator delete(memory, std::align_val_t{kPageAlignment});
+      ::operator delete (memory, std::align_val_t{kPageAlignment});
     });
   }
   std::byte* data;
@@ -123,11 +123,11 @@ std::tuple<FloatArray, FloatArray> unpack(
       // Callers' arrays are not aligned as pages must be.
       struct Free {
         void operator()(std::byte* memory) const {
-          ::operator delete(memory, std::align_val_t{kPageAlignment});
+          ::operator delete (memory, std::align_val_t{kPageAlignment});
         }
       };
       const std::unique_ptr<std::byte, Free> aligned(static_cast<std::byte*>(
-          ::operator new(format.page_bytes, std::align_val_t{kPageAlignment})));
+          ::operator new (format.page_bytes, std::align_val_t{kPageAlignment})));
       std::memcpy(aligned.get(), packed.data() + page * format.page_bytes, format.page_bytes);
       unpack_page(format, aligned.get(), reinterpret_cast<float*>(key.data) + page * page_numbers,
                   reinterpret_cast<float*>(value.data) + page * page_numbers);
@@ -146,7 +146,8 @@ void bind_codec(nb::module_& module) {
   module.def(
       "normalize_spec",
       [](const std::string& spec) { return to_string(take(parse_layer_spec(spec))); },
-      nb::arg("spec"), "The shortest text that means the same format; ValueError if it means none.");
+      nb::arg("spec"),
+      "The shortest text that means the same format; ValueError if it means none.");
   module.def(
       "page_bytes",
       [](const std::string& spec, int head_dim) { return format_of(spec, head_dim).page_bytes; },
@@ -154,7 +155,9 @@ void bind_codec(nb::module_& module) {
       "Bytes of a packed page: 64 tokens of one kv head, keys and values.");
   module.def(
       "effective_bits",
-      [](const std::string& spec, int head_dim) { return format_of(spec, head_dim).effective_bits(); },
+      [](const std::string& spec, int head_dim) {
+        return format_of(spec, head_dim).effective_bits();
+      },
       nb::arg("spec"), nb::arg("head_dim"),
       "Stored bits of a cached number, scales, centers and padding included.");
   module.def("pack", &pack, nb::arg("key"), nb::arg("value"), nb::arg("spec"));

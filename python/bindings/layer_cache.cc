@@ -11,7 +11,10 @@
 namespace kvq::python {
 
 LayerCache::LayerCache(std::shared_ptr<const CacheSpec> spec, bool exact_prefill, Isa isa)
-    : spec_(std::move(spec)), pool_(PagePool::create(0)), exact_prefill_(exact_prefill), isa_(isa) {}
+    : spec_(std::move(spec)),
+      pool_(PagePool::create(0)),
+      exact_prefill_(exact_prefill),
+      isa_(isa) {}
 
 Result<LayerCache> LayerCache::create(const LayerSpec& spec, int kv_heads, int head_dim,
                                       const LayerCacheOptions& options) {
@@ -85,8 +88,8 @@ Status LayerCache::append(const Rows& key, const Rows& value, const KeptTokens& 
 }
 
 Status LayerCache::append_kept(const Rows& key, const Rows& value, const KeptTokens& kept) {
-  const std::size_t width = static_cast<std::size_t>(spec_->kv_heads) *
-                            static_cast<std::size_t>(spec_->head_dim);
+  const std::size_t width =
+      static_cast<std::size_t>(spec_->kv_heads) * static_cast<std::size_t>(spec_->head_dim);
   std::vector<int> counts;
   std::size_t rows = 0;
   for (int i = 0; i < batch(); ++i) {
@@ -121,8 +124,8 @@ Status LayerCache::attend(const Rows& query, const KeptTokens& kept, float scale
   }
   const std::size_t width =
       static_cast<std::size_t>(query.heads) * static_cast<std::size_t>(query.head_dim);
-  const std::size_t numbers = static_cast<std::size_t>(batch()) *
-                              static_cast<std::size_t>(query.tokens) * width;
+  const std::size_t numbers =
+      static_cast<std::size_t>(batch()) * static_cast<std::size_t>(query.tokens) * width;
   const auto queries = std::make_unique_for_overwrite<float[]>(numbers);
   const auto outputs = std::make_unique_for_overwrite<float[]>(numbers);
   std::vector<LayerView> views;
@@ -217,9 +220,7 @@ Result<LayerCache> LayerCache::select(std::span<const int> source) const {
   return copy;
 }
 
-Status LayerCache::reorder(std::span<const int> source) {
-  return kvq::reorder(sequences_, source);
-}
+Status LayerCache::reorder(std::span<const int> source) { return kvq::reorder(sequences_, source); }
 
 Status LayerCache::truncate(std::span<const std::int64_t> lengths) {
   if (lengths.size() != sequences_.size()) {

@@ -41,7 +41,8 @@ class LayerCache {
   //   output  the same, in any order of dimensions
   Status attend(const Rows& query, const KeptTokens& kept, float scale, const Rows& output) const;
   // What the newest query reads: dequantized pages and exact rows.
-  //   key, value  [batch, kv_heads, tokens, head_dim], tokens = the longest sequence's; shorter ones
+  //   key, value  [batch, kv_heads, tokens, head_dim], tokens = the longest sequence's; shorter
+  //   ones
   //               leave the rest as it is
   Status read(const Rows& key, const Rows& value) const;
 

@@ -45,10 +45,9 @@ NormTable measure(const std::string& model, const std::string& norm) {
   const Checkpoint checkpoint = take(Checkpoint::open(directory));
   Workers& workers = Workers::instance();
   const auto held = workers.lock();
-  NormTable table =
-      take(measure_norms(config, checkpoint,
-                         norm == "spectral" ? Norm::kSpectral : Norm::kFrobenius,
-                         workers.threads()));
+  NormTable table = take(measure_norms(config, checkpoint,
+                                       norm == "spectral" ? Norm::kSpectral : Norm::kFrobenius,
+                                       workers.threads()));
   table.label = model;
   return table;
 }
@@ -80,7 +79,8 @@ Bits bits_of(const std::string& width) {
     if (name(bits) == width) return bits;
   }
   std::string allowed;
-  for (const Bits bits : packed_bits()) allowed += (allowed.empty() ? "" : ", ") + std::string(name(bits));
+  for (const Bits bits : packed_bits())
+    allowed += (allowed.empty() ? "" : ", ") + std::string(name(bits));
   take(fail("bits: expected widths of {}, found {}", allowed, width));
   return Bits::k16;
 }

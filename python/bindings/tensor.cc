@@ -69,8 +69,8 @@ void read_row(const Rows& rows, int sequence, int head, int token, float* target
 }  // namespace
 
 std::byte* Rows::row(int sequence, int head, int token) const {
-  return data + (sequence * batch_stride + head * head_stride + token * token_stride) *
-                    bytes_of(number);
+  return data +
+         (sequence * batch_stride + head * head_stride + token * token_stride) * bytes_of(number);
 }
 
 Result<Rows> rows_of(const Array& array, std::string_view name) {

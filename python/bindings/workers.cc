@@ -55,8 +55,7 @@ Result<Attention*> Workers::attention(const AttentionShape& shape, bool exact_pr
   KVQ_ASSIGN_OR_RETURN(options.isa, default_isa());
   options.exact_prefill = exact_prefill;
   KVQ_ASSIGN_OR_RETURN(Attention attention, Attention::create(shape, options));
-  attentions_.push_back(
-      std::make_unique<Kept>(Kept{shape, exact_prefill, std::move(attention)}));
+  attentions_.push_back(std::make_unique<Kept>(Kept{shape, exact_prefill, std::move(attention)}));
   return &attentions_.back()->attention;
 }
 
