@@ -80,7 +80,7 @@ Status LayerCache::append(const Rows& key, const Rows& value, const KeptTokens& 
   }
   const bool first = sequences_.empty();
   if (first) KVQ_RETURN_IF_ERROR(add_sequences(key.batch));
-  const Status appended = append_kept(key, value, kept);
+  Status appended = append_kept(key, value, kept);
   if (appended) return {};
   for (Sequence& sequence : sequences_) sequence.abort_chunk();
   if (first) sequences_.clear();

@@ -23,7 +23,7 @@ namespace kvq::python {
 namespace {
 
 namespace nb = nanobind;
-using nb::literals::operator""_a;
+using namespace nb::literals;
 
 PlanModel model_of(const std::string& model) {
   const auto directory = take(find_model(model));
