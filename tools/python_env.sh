@@ -14,7 +14,7 @@ environment=.venv-python
 if [ ! -x "$environment/bin/nanobind_ready" ]; then
   python3 -m venv --system-site-packages "$environment"
   "$environment/bin/pip" install --quiet --disable-pip-version-check \
-    nanobind==3.1.0 scikit-build-core==1.1.2 build==1.6.1 "numpy>=1.23" >&2
+    nanobind==3.1.0 scikit-build-core==1.1.2 build==1.6.1 "cmake>=3.26" "numpy>=1.23" >&2
   ln -s python3 "$environment/bin/nanobind_ready"
 fi
 echo "$PWD/$environment/bin/python3"

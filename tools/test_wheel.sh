@@ -20,6 +20,8 @@ export KVQ_SOURCE=$source PYTHONPATH=
 import kvq, pathlib, sys
 assert pathlib.Path(kvq.__file__).is_relative_to(sys.prefix), kvq.__file__
 package = pathlib.Path(kvq.__file__).parent
+name = next(package.glob("_core*.so")).name
+assert ("abi3" in name) == (sys.version_info >= (3, 12)), name
 assert (package / "py.typed").exists() and (package / "_core.pyi").exists()
 END
 for test in arrays configs plans; do
