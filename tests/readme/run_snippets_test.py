@@ -40,7 +40,10 @@ class RunSnippets(unittest.TestCase):
         self.assertEqual(run("[gone](gone.md)\n"), (0, 0, 1))
 
     def test_unknown_language(self):
-        self.assertEqual(run("```python\npass\n```\n"), (1, 0, 1))
+        self.assertEqual(run("```rust\npass\n```\n"), (1, 0, 1))
+
+    def test_python_is_passed_over_where_the_package_is_not_built(self):
+        self.assertEqual(run("```python\nraise SystemExit(1)\n```\n"), (0, 1, 0))
 
     def test_cpp_without_cmake(self):
         self.assertEqual(run("```cpp\nint main() {}\n```\n"), (1, 0, 1))
