@@ -27,7 +27,7 @@ clang_format() { sources '*.h' '*.inl' '*.cc' '*.cpp' '*.cu' '*.cuh' | xargs -0 
 # kernels; headers are checked through the units that include them. Benchmarks are never analyzed: the
 # library's loop would be a dead store, its registration a leak.
 clang_tidy() {
-  sed -n 's/^ *"file": "\(.*\)".*/\1/p' build/compile_commands.json | grep -vE '_test\.cc$|/test_|\.cu$' | sort -u |
+  sed -n 's/^ *"file": "\(.*\)".*/\1/p' build/compile_commands.json | grep -vE '_test\.cc$|/test_|\.cu$|/site-packages/' | sort -u |
     xargs -P "$jobs" -I '{}' sh -c 'checks=$2
       case "$1" in *_bench.cc) checks=-clang-analyzer-*,-performance-inefficient-vector-operation ;; esac
       clang-tidy --quiet -p build --checks="$checks" "$1" 2>/dev/null' sh '{}' "$analyzer"
