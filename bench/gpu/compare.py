@@ -11,12 +11,13 @@ events around a loop. Needs torch.
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 
 import torch
 import torch.nn.functional as functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from device_program import device, run_cases
 
 SHAPES = [  # sequences, query heads, kv heads, tokens, head_dim
     (1, 32, 8, 131072, 128),
@@ -99,8 +100,7 @@ def copy_bandwidth():
 
 
 def clocks():
-    query = ["nvidia-smi", "--query-gpu=name,clocks.sm,clocks.mem,driver_version", "--format=csv,noheader"]
-    return subprocess.run(query, capture_output=True, text=True).stdout.strip()
+    return device("name,clocks.sm,clocks.mem,driver_version")
 
 
 def main():
@@ -121,10 +121,7 @@ def main():
     copy = copy_bandwidth()
     torch.cuda.empty_cache()
     for _ in range(2):
-        output = subprocess.run([options.program], input="\n".join(lines) + "\n", text=True, stdout=subprocess.PIPE)
-        if output.returncode != 0:
-            sys.exit(output.returncode)
-        ours.append([json.loads(line) for line in output.stdout.splitlines()])
+        ours.append(run_cases(options.program, lines))
 
     print(f"{clocks()}; copy {copy:.0f} GB/s; microseconds of a launch")
     print(f"{'format':40} {'shape':28} {'bf16':>7} {'kvq':>7} {'again':>7} {'GB/s':>5} {'%copy':>6} {'x':>5}  best peer")

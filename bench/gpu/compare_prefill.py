@@ -9,13 +9,14 @@ backends of scaled_dot_product_attention over contiguous tensors. Needs torch.
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 
 import torch
 import torch.nn.functional as functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
+
+from device_program import device, run_cases
 
 SHAPES = [  # sequences, query heads, kv heads, tokens, newest tokens that attend, head_dim
     (1, 32, 8, 8192, 8192, 128),
@@ -75,15 +76,10 @@ def main():
     for shape in dict.fromkeys(shape for _, shape, _ in cases):
         peers[shape] = peer_times(shape)
         torch.cuda.empty_cache()
-    lines = "".join(" ".join(map(str, (spec, *shape, mode))).strip() + "\n" for spec, shape, mode in cases)
-    output = subprocess.run([options.program], input=lines, text=True, stdout=subprocess.PIPE)
-    if output.returncode != 0:
-        sys.exit(output.returncode)
-    ours = [json.loads(line) for line in output.stdout.splitlines()]
+    ours = run_cases(options.program, [" ".join(map(str, (spec, *shape, mode))).strip() for spec, shape, mode in cases])
 
-    query = ["nvidia-smi", "--query-gpu=name,clocks.sm,driver_version", "--format=csv,noheader"]
-    device = subprocess.run(query, capture_output=True, text=True).stdout.strip()
-    print(f"{device}; microseconds of a launch")
+    place = device()
+    print(f"{place}; microseconds of a launch")
     print(f"{'format':40} {'shape':34} {'bf16':>8} {'kvq':>8} {'TFLOP/s':>8} {'x':>5}  best peer")
     for case in ours:
         times = peers[tuple(case["shape"])]
@@ -94,7 +90,7 @@ def main():
               f"{case['teraflops']:8.0f} {peer / case['microseconds']:5.2f}  {best}")
     if options.json:
         with open(options.json, "w") as file:
-            json.dump({"device": device, "runs": ours,
+            json.dump({"device": place, "runs": ours,
                        "peers": [{"shape": shape, "microseconds": times} for shape, times in peers.items()]}, file, indent=1)
 
 

@@ -8,8 +8,8 @@ PACK_BENCH is the program pack_bench_cuda. A batch of 64 sequences packs a page 
 """
 import argparse
 import json
-import subprocess
-import sys
+
+from device_program import device, run_cases
 
 SPECS = ["k16v16", "k8v8", "k8v4", "k4v4", "k4v2", "k3v3", "k2v2", "k1.58v1.58", "k4:affine,v2:affine",
          "k4:channel:affine:mse,v2:affine:mse", "k4:affine:hqq,v2:affine:hqq"]
@@ -21,19 +21,14 @@ def main():
     parser.add_argument("program")
     parser.add_argument("--json")
     options = parser.parse_args()
-    lines = "".join(f"{spec} {' '.join(map(str, shape))}\n" for shape in SHAPES for spec in SPECS)
-    output = subprocess.run([options.program], input=lines, text=True, stdout=subprocess.PIPE)
-    if output.returncode != 0:
-        sys.exit(output.returncode)
-    runs = [json.loads(line) for line in output.stdout.splitlines()]
-    query = ["nvidia-smi", "--query-gpu=name,clocks.sm,driver_version", "--format=csv,noheader"]
-    device = subprocess.run(query, capture_output=True, text=True).stdout.strip()
-    print(f"{device}; microseconds of a launch\n{'format':40} {'pages':>5} {'us':>8} {'GB/s':>6}")
+    runs = run_cases(options.program, [f"{spec} {' '.join(map(str, shape))}" for shape in SHAPES for spec in SPECS])
+    name = device()
+    print(f"{name}; microseconds of a launch\n{'format':40} {'pages':>5} {'us':>8} {'GB/s':>6}")
     for run in runs:
         print(f"{run['spec']:40} {run['shape'][0]:5} {run['microseconds']:8.2f} {run['gigabytes_per_second']:6.0f}")
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
-            json.dump({"device": device, "runs": runs}, file, indent=1)
+            json.dump({"device": name, "runs": runs}, file, indent=1)
 
 
 if __name__ == "__main__":
