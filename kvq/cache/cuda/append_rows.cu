@@ -1,6 +1,7 @@
-// One block of threads a row of the pass: keys and values of all kv heads, four numbers a thread
-// and step. Cost: reads 8 and writes 4 bytes a key and value number pair; a decode step of 64
-// sequences moves less than a megabyte a layer, so the launch is what it costs.
+// Four numbers a thread: block (row, part) writes a part of the keys and values of all kv heads of
+// a row of the pass. Cost: reads 8 and writes 4 bytes a key and value number pair; a decode step of
+// 64 sequences moves less than a megabyte a layer, so that the launch and one chain of loads are
+// what it costs.
 #include <cuda_fp16.h>
 
 #include "kvq/base/cuda/overlapped_launch.cuh"
@@ -12,6 +13,7 @@ namespace kvq::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kNumbers = 4;  // a thread
 
 enum Kind : unsigned { kNan, kInfinity, kMinusInfinity, kAbove, kBelow };
 
@@ -33,38 +35,40 @@ __global__ void __launch_bounds__(kThreads) append_kernel(const AppendRows batch
       reinterpret_cast<__half*>(batch.base + static_cast<std::int64_t>(place.block) * kBlockUnit +
                                 (is_sink ? batch.sink_offset : batch.row_offset));
   const int width = batch.kv_heads * batch.head_dim;
-  for (int at = 4 * static_cast<int>(threadIdx.x); at < 2 * width; at += 4 * kThreads) {
-    const bool is_value = at >= width;
-    const int index = is_value ? at - width : at;
-    const int head = index / batch.head_dim;
-    const int channel = index - head * batch.head_dim;
-    const float* const source =
-        (is_value ? batch.value : batch.key) + static_cast<std::int64_t>(row) * width + index;
-    const float4 numbers = *reinterpret_cast<const float4*>(source);
-    const __half2 low = __floats2half2_rn(numbers.x, numbers.y);
-    const __half2 high = __floats2half2_rn(numbers.z, numbers.w);
-    const std::int64_t head_row =
-        (static_cast<std::int64_t>(is_value ? batch.kv_heads : 0) + head) * capacity + token;
-    __half2* const to = reinterpret_cast<__half2*>(target + head_row * batch.head_dim + channel);
-    to[0] = low;
-    to[1] = high;
-    const float four[4] = {numbers.x, numbers.y, numbers.z, numbers.w};
+  const int at = kNumbers * static_cast<int>(blockIdx.y * kThreads + threadIdx.x);
+  if (at >= 2 * width) return;
+  const bool is_value = at >= width;
+  const int index = is_value ? at - width : at;
+  const int head = index / batch.head_dim;
+  const int channel = index - head * batch.head_dim;
+  const float* const source =
+      (is_value ? batch.value : batch.key) + static_cast<std::int64_t>(row) * width + index;
+  const float4 numbers = *reinterpret_cast<const float4*>(source);
+  const __half2 low = __floats2half2_rn(numbers.x, numbers.y);
+  const __half2 high = __floats2half2_rn(numbers.z, numbers.w);
+  const std::int64_t head_row =
+      (static_cast<std::int64_t>(is_value ? batch.kv_heads : 0) + head) * capacity + token;
+  __half2* const to = reinterpret_cast<__half2*>(target + head_row * batch.head_dim + channel);
+  to[0] = low;
+  to[1] = high;
+  const float four[kNumbers] = {numbers.x, numbers.y, numbers.z, numbers.w};
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (__hisinf(__float2half_rn(four[i])) == 0 && !isnan(four[i])) continue;
-      const BadNumber found =
-          static_cast<BadNumber>(batch.layer) << 44U | static_cast<BadNumber>(row) << 24U |
-          static_cast<BadNumber>(is_value) << 23U | static_cast<BadNumber>(head) << 11U |
-          static_cast<BadNumber>(channel + i) << 3U | kind_of(four[i]);
-      atomicMin(batch.bad, found);
-    }
+  for (int i = 0; i < kNumbers; ++i) {
+    if (__hisinf(__float2half_rn(four[i])) == 0 && !isnan(four[i])) continue;
+    const BadNumber found =
+        static_cast<BadNumber>(batch.layer) << 44U | static_cast<BadNumber>(row) << 24U |
+        static_cast<BadNumber>(is_value) << 23U | static_cast<BadNumber>(head) << 11U |
+        static_cast<BadNumber>(channel + i) << 3U | kind_of(four[i]);
+    atomicMin(batch.bad, found);
   }
 }
 
 }  // namespace
 
 cudaError_t append_rows(const AppendRows& batch, cudaStream_t stream) {
-  return launch_overlapped(append_kernel, dim3(batch.rows), kThreads, batch, stream);
+  const int numbers = 2 * batch.kv_heads * batch.head_dim;
+  const dim3 grid(batch.rows, (numbers + kNumbers * kThreads - 1) / (kNumbers * kThreads));
+  return launch_overlapped(append_kernel, grid, kThreads, batch, stream);
 }
 
 }  // namespace kvq::cuda
