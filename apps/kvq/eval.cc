@@ -47,8 +47,9 @@ Result<EvaluationInput> read_input(const EvalOptions& options, LoadedModel& mode
     input.tasks.push_back(std::move(task));
   }
   if (const int count = options.window_count(); count > 0) {
-    KVQ_ASSIGN_OR_RETURN(input.windows, read_windows(model, options.text_file, count, options.seed,
-                                                     options.cache.pool()));
+    KVQ_ASSIGN_OR_RETURN(input.windows,
+                         read_windows(model.engine, model.tokenizer, options.text_file, count,
+                                      options.seed, options.cache.pool()));
   }
   return input;
 }

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "kvq/model/identity.h"
+#include "kvq/analysis/plan_model.h"
 
 namespace kvq {
 namespace {
@@ -30,16 +30,6 @@ Result<CacheSpec> uniform_spec(const LayerSpec& layer, const ModelConfig& config
 }
 
 }  // namespace
-
-Result<PlanModel> plan_model(const ModelConfig& config, const std::filesystem::path& directory) {
-  KVQ_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::open(directory));
-  PlanModel model{.identity = "",
-                  .layers = config.layers,
-                  .kv_heads = config.kv_heads,
-                  .head_dim = config.head_dim};
-  KVQ_ASSIGN_OR_RETURN(model.identity, model_identity(config, checkpoint));
-  return model;
-}
 
 Result<std::vector<CacheFormat>> cache_formats(const CacheOptions& options,
                                                const ModelConfig& config,

@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "apps/kvq/options.h"
-#include "kvq/plan/plan.h"
 
 namespace kvq {
 
@@ -23,9 +22,6 @@ Result<std::vector<CacheFormat>> cache_formats(const CacheOptions& options,
                                                const ModelConfig& config,
                                                const std::filesystem::path& directory,
                                                const std::vector<std::string>& defaults);
-
-// What plans say about their model.
-Result<PlanModel> plan_model(const ModelConfig& config, const std::filesystem::path& directory);
 
 // The kernels that read the formats of all layers, each once: "avx512 dot, avx512 tile".
 std::string kernel_names(const Engine& engine, const CacheSpec& spec, bool decode);

@@ -160,20 +160,6 @@ Result<LoadedModel> load_model(const ModelOptions& model, const MachineOptions& 
   return LoadedModel{std::move(engine), std::move(tokenizer)};
 }
 
-Result<std::vector<TokenWindow>> read_windows(LoadedModel& model, const std::string& file,
-                                              int count, std::uint64_t seed,
-                                              const std::shared_ptr<PagePool>& pool) {
-  const WindowOptions window{.count = count,
-                             .tokens = std::min(kWindowTokens, model.engine.config().context)};
-  if (file.empty()) {
-    return write_windows(model.engine, model.tokenizer, window, Opening::kLikely, seed, pool);
-  }
-  KVQ_ASSIGN_OR_RETURN(const std::string text, read_file(file));
-  auto windows = cut_windows(model.tokenizer, text, window);
-  if (!windows) return fail("{}: {}", file, windows.error().message);
-  return windows;
-}
-
 Result<std::shared_ptr<const CacheSpec>> make_cache_spec(const Engine& engine,
                                                          const LayerSpec& layer,
                                                          const CacheOptions& options) {

@@ -81,14 +81,6 @@ struct LoadedModel {
 };
 Result<LoadedModel> load_model(const ModelOptions& model, const MachineOptions& machine);
 
-// Tokens of the windows that text is measured in, where the model's context allows.
-inline constexpr int kWindowTokens = 1024;
-
-// At most `count` windows of the text in `file`, or as many that the model writes where that is "".
-Result<std::vector<TokenWindow>> read_windows(LoadedModel& model, const std::string& file,
-                                              int count, std::uint64_t seed,
-                                              const std::shared_ptr<PagePool>& pool);
-
 // Fails on a spec that this model's shape cannot have.
 Result<std::shared_ptr<const CacheSpec>> make_cache_spec(const Engine& engine,
                                                          const LayerSpec& layer,

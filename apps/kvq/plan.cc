@@ -8,9 +8,9 @@
 #include "apps/kvq/formats.h"
 #include "apps/kvq/norms.h"
 #include "apps/kvq/output.h"
-#include "apps/kvq/plan_lists.h"
 #include "apps/kvq/plan_sensitivity.h"
-#include "kvq/cache/view.h"
+#include "kvq/analysis/plan_model.h"
+#include "kvq/plan/format_lists.h"
 #include "kvq/plan/greedy.h"
 #include "kvq/plan/optimal.h"
 
@@ -42,6 +42,9 @@ struct PlanOptions {
 
   LayerSpec base() const { return cache.layer_specs({kDefaultSpec}).front(); }
   bool by_norms() const { return method == "norm"; }
+  PlanBudget size() const {
+    return {budget, static_cast<std::int64_t>(cache.memory), tokens, batch};
+  }
 };
 
 void warn(const std::string& text) { fmt::print(stderr, "warning: {}\n", text); }
@@ -92,41 +95,20 @@ Result<NormTable> find_norms(const PlanOptions& options) {
   return norms;
 }
 
-// Bytes that one packed page of every layer may take, so that the cache fits the memory.
-Result<std::int64_t> page_budget(const PlanOptions& options, const PlanModel& model) {
-  const int sinks = options.cache.sinks;
-  const int window = options.cache.window;
-  const std::int64_t pages = packed_pages(options.tokens, sinks, window);
-  CacheSpec exact = CacheSpec::uniform(LayerSpec{}, model.layers, model.kv_heads, model.head_dim);
-  const std::int64_t rows = cache_bytes_16bit(exact, options.tokens - pages * kPageTokens);
-  const std::int64_t memory = static_cast<std::int64_t>(options.cache.memory) / options.batch;
-  if (pages == 0) {
-    return fail(
-        "--tokens {}: nothing of it is packed: the first {} and the newest {} tokens stay in "
-        "16 bits",
-        options.tokens, sinks, window);
-  }
-  if (memory <= rows) {
-    return fail(
-        "--memory: {} for each of {} sequences is less than the {} of tokens that stay in 16 "
-        "bits",
-        human_bytes(memory), options.batch, human_bytes(rows));
-  }
-  return (memory - rows) / pages;
-}
-
 // The least total cost within the memory.
 Result<std::vector<LayerSpec>> widths_within_memory(const PlanOptions& options,
                                                     const NormTable& norms,
                                                     const std::vector<Bits>& widths) {
   KVQ_ASSIGN_OR_RETURN(const CostTable costs, width_costs(norms, options.base(), widths));
-  KVQ_ASSIGN_OR_RETURN(const std::int64_t budget, page_budget(options, norms.model));
-  const auto choice = choose_optimal(costs, budget);
+  const auto budget =
+      page_budget(options.size(), norms.model, options.cache.sinks, options.cache.window);
+  if (!budget) return fail("--{}", budget.error().message);
+  const auto choice = choose_optimal(costs, *budget);
   if (!choice) return fail("--memory: {}", choice.error().message);
   const bool all_widest = std::ranges::all_of(
       *choice, [&](int index) { return index + 1 == static_cast<int>(widths.size()); });
   if (all_widest) {
-    const std::int64_t left = budget - chosen_bytes(costs, *choice);
+    const std::int64_t left = *budget - chosen_bytes(costs, *choice);
     warn(fmt::format("the widest codes fit with {} for each page of 64 tokens left over",
                      human_bytes(left)));
   }
@@ -220,13 +202,9 @@ Status choose_by_sensitivity(const PlanOptions& options, Plan& plan) {
   if (options.lists_groups) {
     KVQ_ASSIGN_OR_RETURN(candidates.groups, parse_groups(options.groups));
   }
-  const PageBudget budget = [&](const PlanModel& model) -> Result<std::int64_t> {
-    if (options.budget <= 0) return page_budget(options, model);
-    return budget_bytes(options.budget, model.layers, model.kv_heads, model.head_dim);
-  };
   KVQ_ASSIGN_OR_RETURN(SensitivityPlan found,
-                       plan_by_sensitivity(options.model, options.machine, options.cache,
-                                           options.sensitivity, candidates, budget));
+                       run_sensitivity_plan(options.model, options.machine, options.cache,
+                                            options.sensitivity, candidates, options.size()));
   plan.model = std::move(found.model);
   plan.layers = std::move(found.layers);
   plan.effective_bits = effective_bits(plan.layers, plan.model.head_dim);
@@ -293,6 +271,17 @@ void check(const PlanOptions& options, const CLI::App& app) {
   if (app.count("--bits") > 0 && options.budget <= 0 && !memory) {
     throw CLI::ValidationError("--bits", "needs --budget or --memory");
   }
+}
+
+// CLI11's check of a list.
+template <typename Parse>
+CLI::Validator list_check(Parse parse) {
+  return CLI::Validator(
+      [parse](std::string& text) {
+        const auto list = parse(text);
+        return list ? std::string() : list.error().message;
+      },
+      "");
 }
 
 void add_budgets(CLI::App& app, PlanOptions& options) {

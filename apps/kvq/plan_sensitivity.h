@@ -2,13 +2,12 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
-#include <cstdint>
-#include <functional>
 #include <string>
 #include <vector>
 
 #include "apps/kvq/options.h"
-#include "kvq/analysis/sensitivity.h"
+#include "kvq/analysis/page_budget.h"
+#include "kvq/analysis/sensitivity_plan.h"
 #include "kvq/plan/plan.h"
 
 namespace kvq {
@@ -17,10 +16,7 @@ namespace kvq {
 struct SensitivityChoice {
   std::string mode = "attention";
   std::string calibration_file;  // empty: the model writes the text
-  int windows = 4;
-  int copies = 2;
-  int rounds = 2;
-  std::uint64_t seed = 0;
+  SensitivityPlanOptions plan;   // all else
 
   void add(CLI::App& app);
 };
@@ -32,11 +28,8 @@ struct SensitivityPlan {
   std::string text;       // what it was measured on, for people
 };
 
-// Bytes that one packed page of all layers and kv heads may take.
-using PageBudget = std::function<Result<std::int64_t>(const PlanModel& model)>;
-
-Result<SensitivityPlan> plan_by_sensitivity(
+Result<SensitivityPlan> run_sensitivity_plan(
     const ModelOptions& model, const MachineOptions& machine, const CacheOptions& cache,
-    const SensitivityChoice& choice, const CandidateOptions& candidates, const PageBudget& budget);
+    const SensitivityChoice& choice, const CandidateOptions& candidates, const PlanBudget& budget);
 
 }  // namespace kvq

@@ -58,6 +58,7 @@ Status add_attention_errors(Engine& engine, const TokenWindow& window,
   KVQ_ASSIGN_OR_RETURN(const Capture capture, Capture::read(engine, window, exact, pool));
   const auto blocks = query_blocks(exact, static_cast<int>(window.size()), kQueryStride);
   for (int layer = 0; layer < config.layers; ++layer) {
+    KVQ_RETURN_IF_ERROR(engine.check_interrupt());
     KVQ_ASSIGN_OR_RETURN(AttentionError error,
                          AttentionError::create(config, capture.layer(layer), exact, blocks,
                                                 options.isa, pool, engine.threads()));

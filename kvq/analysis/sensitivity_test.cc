@@ -258,6 +258,37 @@ TEST_F(SensitivityTest, ShortCalibrationIsAnError) {
   EXPECT_FALSE(measure_sensitivity(engine, {}, options_, pool_));
 }
 
+TEST(CalibrationTest, WindowsAreSpreadOverTheText) {
+  Engine engine = load_engine(tiny_model("llama3.2-tiny"));
+  const Tokenizer tokenizer = Tokenizer::open(demo_model()).value();
+  const auto pool = PagePool::create(0);
+  CalibrationOptions options;
+  options.windows = 2;
+  options.copies = 1;
+  options.text.emplace();
+  for (int i = 0; i < 3000; ++i) *options.text += fmt::format("{} ", i);
+  const auto windows = calibration_windows(engine, tokenizer, options, pool).value();
+  ASSERT_EQ(windows.size(), 3U);
+  const auto all =
+      cut_windows(tokenizer, *options.text, {.count = 1 << 20, .tokens = engine.config().context})
+          .value();
+  EXPECT_EQ(windows[0], all[0]);
+  EXPECT_EQ(windows[1], all[all.size() / 2]);
+  EXPECT_EQ(windows[2], copy_windows({windows.data(), 2}, 1, engine.config().context, 0)[0]);
+  // Without a text: what the model writes from random openings.
+  options.text.reset();
+  options.copies = 0;
+  const auto own = calibration_windows(engine, tokenizer, options, pool).value();
+  EXPECT_EQ(own, write_windows(engine, tokenizer, {.count = 2, .tokens = engine.config().context},
+                               Opening::kRandom, options.seed, pool)
+                     .value());
+  options.text = "short";
+  options.name = "a.txt";
+  const auto none = calibration_windows(engine, tokenizer, options, pool);
+  ASSERT_FALSE(none);
+  EXPECT_EQ(none.error().message.find("a.txt: the text has "), 0U) << none.error().message;
+}
+
 TEST(CalibrationTest, CopyWindowsRepeatTokensOfTheSource) {
   const std::vector<TokenWindow> source = {{7, 11, 12, 13}, {7, 14, 15}};
   const auto windows = copy_windows(source, 3, 101, 4);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <random>
 
+#include "kvq/base/file.h"
 #include "kvq/runtime/generate.h"
 
 namespace kvq {
@@ -59,6 +60,21 @@ Result<std::vector<TokenWindow>> write_windows(Engine& engine, const Tokenizer& 
   for (std::size_t i = 0; i < windows.size(); ++i) {
     windows[i].insert(windows[i].end(), written.tokens[i].begin(), written.tokens[i].end());
   }
+  return windows;
+}
+
+Result<std::vector<TokenWindow>> read_windows(Engine& engine, const Tokenizer& tokenizer,
+                                              const std::string& file, int count,
+                                              std::uint64_t seed,
+                                              const std::shared_ptr<PagePool>& pool) {
+  const WindowOptions options{.count = count,
+                              .tokens = std::min(kWindowTokens, engine.config().context)};
+  if (file.empty()) {
+    return write_windows(engine, tokenizer, options, Opening::kLikely, seed, pool);
+  }
+  KVQ_ASSIGN_OR_RETURN(const std::string text, read_file(file));
+  auto windows = cut_windows(tokenizer, text, options);
+  if (!windows) return fail("{}: {}", file, windows.error().message);
   return windows;
 }
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -15,9 +16,12 @@ namespace kvq {
 // Token ids of one window; the first is the begin token where the tokenizer adds one.
 using TokenWindow = std::vector<int>;
 
+// Tokens of a window, the begin token included, where the model's context allows.
+inline constexpr int kWindowTokens = 1024;
+
 struct WindowOptions {
-  int count = 8;      // windows, at most
-  int tokens = 1024;  // in each, the begin token included
+  int count = 8;               // windows, at most
+  int tokens = kWindowTokens;  // in each, the begin token included
 };
 
 // Consecutive windows of a text: the begin token, then the next tokens of the text, encoded whole
@@ -38,5 +42,12 @@ Result<std::vector<TokenWindow>> write_windows(Engine& engine, const Tokenizer& 
                                                const WindowOptions& options, Opening opening,
                                                std::uint64_t seed,
                                                const std::shared_ptr<PagePool>& pool);
+
+// What formats are scored on: at most `count` windows of the text in `file`, or as many that the
+// model writes where that is "".
+Result<std::vector<TokenWindow>> read_windows(Engine& engine, const Tokenizer& tokenizer,
+                                              const std::string& file, int count,
+                                              std::uint64_t seed,
+                                              const std::shared_ptr<PagePool>& pool);
 
 }  // namespace kvq

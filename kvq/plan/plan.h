@@ -3,6 +3,7 @@
 
 #include <filesystem>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "kvq/base/status.h"
@@ -41,6 +42,8 @@ Status validate(const Plan& plan);
 
 // The file, checked whole; an error names it and the field.
 Result<Plan> read_plan(const std::filesystem::path& path);
+// The same of its text; `where` opens errors.
+Result<Plan> parse_plan(std::string_view text, const std::string& where);
 // The text of the file. The plan must be valid.
 std::string to_json(const Plan& plan);
 Status write_plan(const Plan& plan, const std::filesystem::path& path);

@@ -166,11 +166,8 @@ OrderedJson to_json(const TensorSpec& spec) {
   return json;
 }
 
-}  // namespace
-
-Result<Plan> read_plan(const std::filesystem::path& path) {
-  KVQ_ASSIGN_OR_RETURN(const Json json, read_json_object(path));
-  const JsonFields fields(json, path.string());
+Result<Plan> plan_of(const Json& json, const std::string& where) {
+  const JsonFields fields(json, where);
   KVQ_RETURN_IF_ERROR(check_version(json, fields));
   Plan plan;
   KVQ_ASSIGN_OR_RETURN(plan.model, read_model(fields));
@@ -183,8 +180,20 @@ Result<Plan> read_plan(const std::filesystem::path& path) {
   KVQ_ASSIGN_OR_RETURN(plan.layers, read_layers(fields));
   KVQ_ASSIGN_OR_RETURN(plan.effective_bits, fields.positive("effective_bits"));
   const Status valid = validate(plan);
-  if (!valid) return fail("{}: {}", path.string(), valid.error().message);
+  if (!valid) return fail("{}: {}", where, valid.error().message);
   return plan;
+}
+
+}  // namespace
+
+Result<Plan> parse_plan(std::string_view text, const std::string& where) {
+  KVQ_ASSIGN_OR_RETURN(const Json json, parse_json_object(text, where));
+  return plan_of(json, where);
+}
+
+Result<Plan> read_plan(const std::filesystem::path& path) {
+  KVQ_ASSIGN_OR_RETURN(const Json json, read_json_object(path));
+  return plan_of(json, path.string());
 }
 
 std::string to_json(const Plan& plan) {

@@ -58,6 +58,8 @@ TEST_F(PlanFile, ReadsWhatItWrote) {
   EXPECT_EQ(found->sinks, 4);
   EXPECT_EQ(found->window, 128);
   EXPECT_EQ(found->layers, plan.layers);
+  EXPECT_EQ(to_json(parse_plan(to_json(plan), "text").value()), to_json(plan));
+  expect_error(parse_plan("{}", "text"), "text: not a plan");
   EXPECT_EQ(found->effective_bits, plan.effective_bits);
 }
 

@@ -259,10 +259,17 @@ Result<Sequence> Engine::new_sequence(std::shared_ptr<const CacheSpec> spec,
   return state_->attention->new_sequence(std::move(spec), std::move(pool));
 }
 
+Status Engine::check_interrupt() const {
+  const std::atomic<bool>* interrupted = state_->options.interrupted;
+  if (interrupted != nullptr && interrupted->load()) return fail("interrupted");
+  return {};
+}
+
 // Leaves the logits in state.logits and returns their rows.
 Result<std::size_t> Engine::compute(std::span<const Chunk> chunks, LogitRows rows,
                                     const PassOptions& options) {
   State& state = *state_;
+  KVQ_RETURN_IF_ERROR(check_interrupt());
   KVQ_RETURN_IF_ERROR(check_options(options, chunks, state.config));
   KVQ_RETURN_IF_ERROR(check_chunks(chunks, state.config, options.first_layer));
   // The queries of an exact prefill read all of their chunk's rows, so it must not be cut.

@@ -1,6 +1,7 @@
 // A loaded model that runs on packed caches.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
@@ -35,6 +36,8 @@ struct EngineOptions {
   Isa isa = Isa::kPortable;
   Precision precision = Precision::kDefault;
   bool exact_prefill = false;
+  // Set by others to end long measurements: every pass fails from then on.
+  const std::atomic<bool>* interrupted = nullptr;
 };
 
 // Tokens to append to one sequence.
@@ -65,6 +68,8 @@ class Engine {
 
   const ModelConfig& config() const;
   ThreadPool& threads();
+  // An error once EngineOptions::interrupted is set.
+  Status check_interrupt() const;
   std::string compute_name() const;  // "float32" or "bfloat16"
   // Which attention kernel decodes (prefills) pages of this format.
   std::string kernel_name(const PageFormat& format, bool decode) const;

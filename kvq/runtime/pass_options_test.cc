@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 
 #include "kvq/runtime/engine.h"
 #include "kvq/runtime/test_models.h"
@@ -109,6 +110,22 @@ TEST(PassOptionsTest, WrongPartsAreErrors) {
         << result.error().message;
     EXPECT_EQ(sequence.length(), 0);
   }
+}
+
+TEST(PassOptionsTest, AnInterruptEndsPasses) {
+  std::atomic<bool> interrupted{false};
+  EngineOptions options;
+  options.interrupted = &interrupted;
+  Engine engine = load_engine(tiny_model("llama3.2-tiny"), options);
+  Sequence sequence = make_sequence(engine, make_spec(engine));
+  const std::vector<int> tokens = random_tokens(8, engine.config().vocabulary, 1);
+  const Chunk chunk{&sequence, tokens};
+  EXPECT_TRUE(engine.forward({&chunk, 1}, LogitRows::kLast));
+  interrupted = true;
+  const auto logits = engine.forward({&chunk, 1}, LogitRows::kLast);
+  ASSERT_FALSE(logits);
+  EXPECT_EQ(logits.error().message, "interrupted");
+  EXPECT_EQ(sequence.length(), 8);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-#include "apps/kvq/plan_lists.h"
+#include "kvq/plan/format_lists.h"
 
 #include <algorithm>
 

@@ -1,7 +1,6 @@
 // Lists of widths and group sizes as they are typed: "1,1.58,2", "32,64".
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <string>
 #include <vector>
 
@@ -13,16 +12,5 @@ namespace kvq {
 // Ascending. Empty lists, unknown and repeated entries are errors.
 Result<std::vector<Bits>> parse_widths(const std::string& text);
 Result<std::vector<int>> parse_groups(const std::string& text);
-
-// CLI11's check of a list.
-template <typename Parse>
-CLI::Validator list_check(Parse parse) {
-  return CLI::Validator(
-      [parse](std::string& text) {
-        const auto list = parse(text);
-        return list ? std::string() : list.error().message;
-      },
-      "");
-}
 
 }  // namespace kvq
