@@ -18,7 +18,7 @@ options = parser.parse_args()
 tokenizer = AutoTokenizer.from_pretrained(options.model, padding_side="left")
 tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
 model = AutoModelForCausalLM.from_pretrained(options.model, attn_implementation="kvq")
-inputs = tokenizer(options.prompt, return_tensors="pt", padding=True, return_token_type_ids=False)
+inputs = tokenizer(options.prompt, return_tensors="pt", padding=True)
 
 cache = KVQ(options.kv)
 outputs = model.generate(**inputs, past_key_values=cache, max_new_tokens=options.tokens, do_sample=False,

@@ -17,7 +17,7 @@ options = parser.parse_args()
 
 tokenizer = AutoTokenizer.from_pretrained(options.model)
 model = AutoModelForCausalLM.from_pretrained(options.model, attn_implementation="kvq")
-inputs = tokenizer(options.prompt, return_tensors="pt", return_token_type_ids=False)
+inputs = tokenizer(options.prompt, return_tensors="pt")
 
 cache = KVQ(options.kv)
 outputs = model.generate(**inputs, past_key_values=cache, max_new_tokens=options.tokens, do_sample=False,

@@ -10,7 +10,7 @@ import support
 
 if support.HAS_TRANSFORMERS:
     import torch
-    from kvq import KVQ, KVQCacheConfig, KVQConfig
+    from kvq import KVQ, KVQConfig
     from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 
@@ -222,34 +222,6 @@ class RefusalTest(unittest.TestCase):
         model.set_attn_implementation("kvq")
         self.refused(ValueError, "sliding window", lambda: model(self.ids, past_key_values=KVQ("k4v2")))
         model(self.ids[:, :6], past_key_values=KVQ("k4v2"))
-
-
-@support.needs_transformers
-class SeedTest(unittest.TestCase):
-    """The spellings of the package kvq 0.0 and 0.1."""
-
-    def test_cache_config(self):
-        model = support.load(support.DEMO_MODEL, "kvq")
-        inputs = {"input_ids": support.long_prompt(), "attention_mask": torch.ones_like(support.long_prompt())}
-        for backend, axis in (("quanto", 0), ("hqq", 1)):
-            options = dict(nbits_k=4, nbits_v=2, axis_key=axis, axis_value=axis, q_group_size=64,
-                           residual_length=128, compute_dtype=torch.bfloat16, backend=backend,
-                           device=model.device)
-            texts = []
-            for config in (KVQCacheConfig(**options), options):
-                outputs = model.generate(**inputs, max_new_tokens=12, use_cache=True, past_key_values=KVQ(config))
-                texts.append(support.tokenizer().decode(outputs[0]))
-            self.assertEqual(*texts)
-
-    def test_config(self):
-        model = support.load(support.DEMO_MODEL, "kvq")
-        config = KVQConfig(budget=4, model=str(support.DEMO_MODEL), residual_length=32,
-                           group_size={"k": 64, "v": 64}, axis={"k": 0, "v": 0})
-        inputs = support.tokenizer()("What is the meaning of life?", return_tensors="pt")
-        inputs.pop("token_type_ids", None)
-        outputs = model.generate(**inputs, max_new_tokens=24, past_key_values=KVQ(config), use_cache=True,
-                                 pad_token_id=support.tokenizer().eos_token_id)
-        self.assertGreater(outputs.shape[1], inputs["input_ids"].shape[1])
 
 
 if __name__ == "__main__":
