@@ -60,7 +60,7 @@ tsan: packages ## unit tests under the thread sanitizer
 
 python: packages ## build the Python package into build/python and run its tests; then those of its wheel
 	python=$$(tools/python_env.sh) && cmake --preset release -DKVQ_PYTHON=ON -DPython_EXECUTABLE=$$python && \
-	  cmake --build --preset release -j $(JOBS) --target kvq kvq_python kvq_python_stub && \
+	  cmake --build --preset release -j $(JOBS) --target kvq kvq_python_package && \
 	  ctest --preset release -R '^python[.]' && tools/test_wheel.sh $$python
 
 install: build ## install into PREFIX (default /usr/local)

@@ -11,7 +11,7 @@ namespace nb = nanobind;
 
 NB_MODULE(_core, module) {
   using namespace kvq::python;
-  module.attr("__version__") = KVQ_VERSION;
+  module.attr("VERSION") = KVQ_VERSION;
   module.def(
       "instruction_set", [] { return std::string(kvq::name(take(kvq::default_isa()))); },
       "The instruction set that kernels use: portable, avx2 or avx512.");

@@ -9,9 +9,9 @@
 #include <vector>
 
 #include "kvq/analysis/norms.h"
+#include "kvq/analysis/plan_model.h"
 #include "kvq/base/file.h"
 #include "kvq/cache/cache_spec.h"
-#include "kvq/model/identity.h"
 #include "kvq/plan/greedy.h"
 #include "kvq/plan/norm_table.h"
 #include "kvq/plan/plan.h"
@@ -27,12 +27,7 @@ using namespace nb::literals;
 
 PlanModel model_of(const std::string& model) {
   const auto directory = take(find_model(model));
-  const ModelConfig config = take(read_config(directory));
-  const Checkpoint checkpoint = take(Checkpoint::open(directory));
-  return {.identity = take(model_identity(config, checkpoint)),
-          .layers = config.layers,
-          .kv_heads = config.kv_heads,
-          .head_dim = config.head_dim};
+  return take(plan_model(take(read_config(directory)), directory));
 }
 
 NormTable measure(const std::string& model, const std::string& norm) {
@@ -159,6 +154,8 @@ void bind_plan(nb::module_& module) {
                   "window"_a, "method"_a)
       .def_static(
           "read", [](const std::filesystem::path& path) { return take(read_plan(path)); }, "path"_a)
+      .def_static(
+          "parse", [](const std::string& text) { return take(parse_plan(text, "plan")); }, "text"_a)
       .def(
           "write",
           [](const Plan& plan, const std::filesystem::path& path) { take(write_plan(plan, path)); },

@@ -54,7 +54,7 @@ class KVQCacheConfig:
             -1 = per channel and group of tokens; with "hqq" 1 and 0 mean these.
         q_group_size: numbers that share a scale: 16, 32, 64, 128 or 256.
         residual_length: newest tokens kept in fp16, rounded up to a multiple of 64.
-        compute_dtype: type of dequantized tensors where attention is not fused; None = the model's.
+        compute_dtype: accepted; dequantized tensors are of the model's type.
         backend: which rule chooses scales: "quanto" (minimum and maximum), "hqq" (half-quadratic),
             or "kvq" (kvq's own: rotated, symmetric, least squared error).
         device: accepted; a cache lies where the model's keys are.
@@ -102,7 +102,8 @@ class KVQCacheConfig:
         return _window(self.residual_length)
 
     def resolve(self) -> "Resolved":
-        return Resolved([self.spec], False, self.sinks, self.window, self.prefill, self.compute_dtype)
+        """The format of the layers."""
+        return Resolved([self.spec], False, self.sinks, self.window, self.prefill)
 
 
 @dataclasses.dataclass
@@ -125,7 +126,7 @@ class KVQConfig:
         sinks: first tokens kept in fp16.
         prefill: "packed": a prompt's queries read what is packed, as later ones do; "exact": they
             read the prompt's own rows, as in transformers' quantized caches.
-        compute_dtype: type of dequantized tensors where attention is not fused; None = the model's.
+        compute_dtype: accepted; dequantized tensors are of the model's type.
         device: accepted; a cache lies where the model's keys are.
     """
 
@@ -178,7 +179,7 @@ class KVQConfig:
             options["bits"] = self.bit_range
         if self.group_range is not None:
             options["groups"] = self.group_range
-        return plan(self.model, budget=self.budget, group_budget=self.group_budget,
+        return plan(self.model, method="norm", budget=self.budget, group_budget=self.group_budget,
                     norm="spectral" if self.score else "frobenius", spec=self._base_spec(),
                     sinks=self.sinks, window=_window(self.residual_length), **options)
 
@@ -193,16 +194,16 @@ class KVQConfig:
         return loaded
 
     def resolve(self) -> "Resolved":
-        rest = (self.prefill, self.compute_dtype)
+        """The formats of the layers; measures a model's norms where budgets are to be given out."""
         if isinstance(self.plan, (list, tuple)):
             specs = [_core.normalize_spec(spec) for spec in self.plan]
-            return Resolved(specs, True, self.sinks, _window(self.residual_length), *rest)
+            return Resolved(specs, True, self.sinks, _window(self.residual_length), self.prefill)
         chosen = self._checked_plan()
         if chosen is None and (self.budget is not None or self.group_budget is not None):
             chosen = self._norm_plan()
         if chosen is not None:
-            return Resolved(chosen.specs, True, chosen.sinks, chosen.window, *rest, chosen.model)
-        return Resolved([self._base_spec()], False, self.sinks, _window(self.residual_length), *rest)
+            return Resolved(chosen.specs, True, chosen.sinks, chosen.window, self.prefill, chosen.model)
+        return Resolved([self._base_spec()], False, self.sinks, _window(self.residual_length), self.prefill)
 
 
 @dataclasses.dataclass
@@ -214,7 +215,6 @@ class Resolved:
     sinks: int
     window: int
     prefill: str
-    compute_dtype: Any
     model: dict[str, Any] | None = None  # of the plan
 
     def spec(self, layer: int) -> str:

@@ -6,11 +6,13 @@ import os
 from typing import Any, Iterable
 
 from . import _core
+from .measure import FilePath, plan_by_sensitivity
 
 __all__ = ["Norms", "Plan", "norms", "plan"]
 
-WIDTHS = ("1", "2", "3", "4", "5", "6", "8")
-GROUPS = (16, 32, 64, 128, 256)
+# What plans by norms choose from, unless told.
+NORM_WIDTHS = ("1", "2", "3", "4", "5", "6", "8")
+NORM_GROUPS = (16, 32, 64, 128, 256)
 
 
 class Plan:
@@ -23,10 +25,13 @@ class Plan:
         model: {"identity", "layers", "kv_heads", "head_dim"}; an empty identity fits any model of
             the shape.
         method, budget: how the plan was made, and the bits that were asked for.
+        divergence: mean KL divergence of the model's output from that with a 16-bit cache, on the text
+            that the plan was calibrated on, in nats; None unless kvq.plan() has measured it.
     """
 
-    def __init__(self, core: _core.Plan):
+    def __init__(self, core: _core.Plan, divergence: float | None = None):
         self._core = core
+        self.divergence = divergence
 
     @classmethod
     def of_specs(cls, specs: Iterable[str], kv_heads: int, head_dim: int, *, sinks: int = 4,
@@ -35,11 +40,11 @@ class Plan:
         return cls(_core.Plan.of_specs(list(specs), kv_heads, head_dim, sinks, window, method))
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> Plan:
+    def load(cls, path: FilePath) -> Plan:
         """Reads and checks a plan file; ValueError names the field that is wrong."""
         return cls(_core.Plan.read(os.fspath(path)))
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: FilePath) -> None:
         """Writes the file that `kvq --plan` and Plan.load() read."""
         self._core.write(os.fspath(path))
 
@@ -55,13 +60,33 @@ class Plan:
         """The same numbers in plain fp16."""
         return self._core.cache_bytes_16bit(tokens)
 
-    specs = property(lambda self: self._core.specs)
-    model = property(lambda self: self._core.model)
-    method = property(lambda self: self._core.method)
-    budget = property(lambda self: self._core.budget)
-    sinks = property(lambda self: self._core.sinks)
-    window = property(lambda self: self._core.window)
-    effective_bits = property(lambda self: self._core.effective_bits)
+    @property
+    def specs(self) -> list[str]:
+        return self._core.specs
+
+    @property
+    def model(self) -> dict[str, Any]:
+        return self._core.model
+
+    @property
+    def method(self) -> str:
+        return self._core.method
+
+    @property
+    def budget(self) -> float:
+        return self._core.budget
+
+    @property
+    def sinks(self) -> int:
+        return self._core.sinks
+
+    @property
+    def window(self) -> int:
+        return self._core.window
+
+    @property
+    def effective_bits(self) -> float:
+        return self._core.effective_bits
 
     def __repr__(self) -> str:
         return (f"Plan(layers={len(self.specs)}, method={self.method!r}, "
@@ -81,24 +106,39 @@ class Norms:
         return cls(_core.Norms.of_lists(list(w_k), list(w_v), norm, kv_heads, head_dim, label))
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> Norms:
+    def load(cls, path: FilePath) -> Norms:
         """Reads the file that `kvq norms -o` writes."""
         return cls(_core.Norms.read(os.fspath(path)))
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: FilePath) -> None:
         """Writes the file that `kvq plan --norms` and Norms.load() read."""
         with open(path, "w", encoding="utf-8") as file:
             file.write(self._core.to_json())
 
     def to_dict(self) -> dict[str, Any]:
         """{"model", "norm", "w_k": [...], "w_v": [...]} and what else is known."""
-        return json.loads(self._core.to_json())
+        fields: dict[str, Any] = json.loads(self._core.to_json())
+        return fields
 
-    label = property(lambda self: self._core.label)
-    norm = property(lambda self: self._core.norm)
-    w_k = property(lambda self: self._core.w_k)
-    w_v = property(lambda self: self._core.w_v)
-    model = property(lambda self: self._core.model)
+    @property
+    def label(self) -> str:
+        return self._core.label
+
+    @property
+    def norm(self) -> str:
+        return self._core.norm
+
+    @property
+    def w_k(self) -> list[float]:
+        return self._core.w_k
+
+    @property
+    def w_v(self) -> list[float]:
+        return self._core.w_v
+
+    @property
+    def model(self) -> dict[str, Any]:
+        return self._core.model
 
 
 def _is_loaded(model: Any) -> bool:
@@ -145,36 +185,106 @@ def norms(model: Any, norm: str = "frobenius") -> Norms:
     return Norms(_core.Norms.measure(os.fspath(model), norm))
 
 
-def plan(model: Any = None, *, budget: float | None = None, group_budget: float | None = None,
-         bits: Iterable[float | str] = WIDTHS, groups: Iterable[int] = GROUPS,
-         norm: str = "frobenius", norms: Norms | str | os.PathLike | None = None,
-         spec: str = "k4v2", sinks: int = 4, window: int = 64) -> Plan:
-    """A plan by the norms of the weights, as the KVQ paper makes it.
+def _method(method: str | None, options: dict[str, dict[str, Any]]) -> str:
+    """The method that the given options ask for. `options`: those of each method, None if not given."""
+    if method is not None and method not in options:
+        raise ValueError(f"method: expected one of {list(options)}, found {method!r}")
+    given = {name: [option for option, value in values.items() if value is not None]
+             for name, values in options.items()}
+    chosen = method or ("norm" if given["norm"] else "sensitivity")
+    for name, wrong in given.items():
+        if wrong and name != chosen:
+            raise ValueError(f"{wrong[0]}: goes with method {name!r}, found {chosen!r}")
+    return chosen
 
-    Args:
-        model: a directory, a cached id, or a loaded transformers model; not needed with `norms`.
-        budget: average bits of the codes of all keys and values.
-        group_budget: average numbers that share a scale; alone or beside `budget`.
-        bits, groups: widths and group sizes to choose from.
-        norm: "frobenius" or "spectral".
-        norms: a table, or its file, in place of measuring.
-        spec: what the plan does not choose.
-    """
-    if budget is None and group_budget is None:
-        raise ValueError("plan: expected budget or group_budget")
-    if norms is None:
+
+def _check_budget(budget: float | None, memory: int | None, tokens: int | None,
+                  group_budget: float | None) -> None:
+    if budget is None and memory is None and group_budget is None:
+        raise ValueError("plan: expected budget, memory or group_budget")
+    if budget is not None and memory is not None:
+        raise ValueError("plan: expected one of budget and memory")
+    if (memory is None) != (tokens is None):
+        raise ValueError("plan: memory and tokens need each other")
+    for name, value in (("budget", budget), ("memory", memory), ("tokens", tokens),
+                        ("group_budget", group_budget)):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name}: expected more than 0, found {value}")
+
+
+def _plan_by_norms(model: Any, given: Norms | FilePath | None, norm: str, budget: float | None,
+                   group_budget: float | None, bits: Iterable[float | str] | None,
+                   groups: Iterable[int] | None, spec: str, sinks: int, window: int) -> Plan:
+    if given is None:
         if model is None:
             raise ValueError("plan: expected a model or norms")
-        norms = globals()["norms"](model, norm)
-    elif not isinstance(norms, Norms):
-        norms = Norms.load(norms)
-    table = norms._core
+        given = norms(model, norm)
+    elif not isinstance(given, Norms):
+        given = Norms.load(given)
+    table = given._core
     if table.model["kv_heads"] == 0:
         if model is None:
             raise ValueError("plan: the norms name no model: give one, or kv_heads and head_dim")
         shape = shape_of(model.config) if _is_loaded(model) else \
             tuple(_core.model_shape(os.fspath(model))[key] for key in ("kv_heads", "head_dim"))
         table = table.with_shape(*shape)
-    widths = [f"{width:g}" if not isinstance(width, str) else width for width in bits]
-    return Plan(_core.plan_by_norms(table, budget or 0.0, widths, group_budget or 0.0, list(groups),
-                                    spec, sinks, window))
+    widths = [width if isinstance(width, str) else f"{width:g}" for width in bits or NORM_WIDTHS]
+    return Plan(_core.plan_by_norms(table, budget or 0.0, widths, group_budget or 0.0,
+                                    list(groups or NORM_GROUPS), spec, sinks, window))
+
+
+def plan(model: Any = None, *, budget: float | None = None, memory: int | None = None,
+         tokens: int | None = None, batch: int = 1, method: str | None = None,
+         bits: Iterable[float | str] | None = None, groups: Iterable[int] | None = None, sinks: int = 4,
+         window: int = 64,
+         sensitivity: str | None = None, calibration: FilePath | None = None,
+         windows: int | None = None, copies: int | None = None, rounds: int | None = None,
+         seed: int | None = None,
+         norm: str | None = None, norms: Norms | FilePath | None = None,
+         group_budget: float | None = None, spec: str | None = None) -> Plan:
+    """Decides which bits go where, as `kvq plan` does: docs/planning.md.
+
+    Args:
+        model: a directory, or the id of a model in the local Hugging Face cache. Plans by norms also
+            take a loaded transformers model, and need none with `norms`.
+        budget: mean stored bits of a number, scales, centers and padding included; of a plan by norms
+            the mean bits of the codes alone, as the KVQ paper counts.
+        memory, tokens, batch: in place of `budget`: bytes that the caches of `batch` sequences of
+            `tokens` tokens have to fit. Plans by sensitivity.
+        method: "sensitivity": each format's measured effect on the model decides. It runs the model,
+            for a minute or more; Ctrl-C ends it. "norm": norms of the weights decide, as published.
+            By default "sensitivity", unless an option that goes with norms is given.
+        bits, groups: widths and group sizes to choose from, such as [2, 3, 4] and [64, 128].
+        sinks, window: first and newest tokens kept in 16 bits; the window is a multiple of 64.
+
+    Of plans by sensitivity, which choose everything about each layer's keys and values:
+        sensitivity: "attention" [default]: two formats of a tensor are measured on the model's output,
+            the others on their layer's attention; "kl": all on the output, which takes longer.
+        calibration: text that formats are tried on: the path of a file, or the text itself (a string
+            with line breaks or longer than paths can be). By default the model writes it; give one
+            where you can.
+        windows: of 1,024 tokens of that text, at most [4].
+        copies: windows that repeat random tokens of it, so that looking up far behind counts [2].
+        rounds: of measuring the plan as a whole and improving it [2].
+        seed: of text that the model writes, and of copies [0].
+
+    Of plans by norms:
+        norm: "frobenius" [default] or "spectral".
+        norms: a table, or its file, in place of measuring.
+        group_budget: mean numbers that share a scale; alone or beside `budget`.
+        spec: what the plan does not choose ["k4v2"].
+    """
+    by_sensitivity = {"sensitivity": sensitivity, "calibration": calibration, "windows": windows,
+                      "copies": copies, "rounds": rounds, "seed": seed, "memory": memory}
+    by_norm = {"norm": norm, "norms": norms, "group_budget": group_budget, "spec": spec}
+    _check_budget(budget, memory, tokens, group_budget)
+    if _method(method, {"sensitivity": by_sensitivity, "norm": by_norm}) == "norm":
+        return _plan_by_norms(model, norms, norm or "frobenius", budget, group_budget, bits, groups,
+                              spec or "k4v2", sinks, window)
+    if model is None:
+        raise ValueError("plan: expected a model")
+    text, divergence = plan_by_sensitivity(
+        model, budget=budget, memory=memory, tokens=tokens, batch=batch, bits=bits, groups=groups,
+        sensitivity=sensitivity or "attention", calibration=calibration, windows=windows, copies=copies,
+        rounds=rounds, seed=seed or 0, sinks=sinks, window=window)
+    return Plan(_core.Plan.parse(text), divergence)

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import struct
 import unittest
 
 import numpy as np
@@ -17,6 +18,32 @@ DEMO_MODEL = SOURCE / "models/demo-llama"
 CHECKPOINTS = SOURCE / "tests/fixtures/checkpoints"
 
 HAS_TRANSFORMERS = all(map(importlib.util.find_spec, ("torch", "transformers")))
+
+
+def make_tiny_model(folder):
+    """The two random layers of a checkpoint of 96 tokens, with the demo model's tokenizer and tokens."""
+    source = CHECKPOINTS / "llama3.2-tiny"
+    folder.mkdir()
+    for file in (source / "generation_config.json", *DEMO_MODEL.glob("tokenizer*.json")):
+        (folder / file.name).symlink_to(file)
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config["vocab_size"] = 8192
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    data = (source / "model.safetensors").read_bytes()
+    size, = struct.unpack("<Q", data[:8])
+    header, tensors = json.loads(data[8:8 + size]), data[8 + size:]
+    begin, old = header["model.embed_tokens.weight"]["data_offsets"]
+    assert begin == 0
+    rows = np.random.default_rng(0).standard_normal((8192, config["hidden_size"]), dtype=np.float32) / 8
+    header["model.embed_tokens.weight"].update(shape=rows.shape, data_offsets=[0, old])
+    for name, entry in header.items():
+        if name != "__metadata__":
+            start, end = entry["data_offsets"]
+            entry["data_offsets"] = [start and start + rows.nbytes - old, end + rows.nbytes - old]
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    (folder / "model.safetensors").write_bytes(
+        struct.pack("<Q", len(text)) + text + rows.tobytes() + tensors[old:])
 
 
 def command():

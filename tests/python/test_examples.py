@@ -10,9 +10,9 @@ import support
 
 
 class ExampleTest(unittest.TestCase):
-    def run_example(self, name, *arguments):
+    def run_example(self, name, *arguments, model=support.DEMO_MODEL):
         done = subprocess.run(
-            [sys.executable, support.SOURCE / "python/examples" / f"{name}.py", support.DEMO_MODEL, *arguments],
+            [sys.executable, support.SOURCE / "python/examples" / f"{name}.py", model, *arguments],
             capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
         self.assertEqual(done.returncode, 0, done.stderr)
         return done.stdout
@@ -20,8 +20,12 @@ class ExampleTest(unittest.TestCase):
     def test_plan(self):
         with tempfile.TemporaryDirectory() as folder:
             file = pathlib.Path(folder, "plan.json")
-            self.assertIn("3.250 stored bits", self.run_example("plan", "--budget", "3", "-o", file))
+            self.assertIn("3.250 stored bits", self.run_example("plan", "--budget", "3", "--norm", "frobenius", "-o",
+                                                                     file))
             self.assertTrue(file.exists())
+            model = pathlib.Path(folder, "tiny")
+            support.make_tiny_model(model)
+            self.assertIn("on the calibration text: 0.", self.run_example("plan", "--budget", "7", model=model))
 
     @support.needs_transformers
     def test_generate(self):

@@ -26,7 +26,7 @@ class PlanTest(unittest.TestCase):
         self.assertEqual(plan.model["head_dim"], 64)
 
     def test_files(self):
-        plan = kvq.plan(support.DEMO_MODEL, budget=3, sinks=0, window=128)
+        plan = kvq.plan(support.DEMO_MODEL, method="norm", budget=3, sinks=0, window=128)
         plan.save(self.folder / "plan.json")
         read = kvq.Plan.load(self.folder / "plan.json")
         self.assertEqual(read.to_json(), plan.to_json())
@@ -51,9 +51,9 @@ class PlanTest(unittest.TestCase):
 
     def test_errors(self):
         for message, call in (
-                ("expected budget or group_budget", lambda: kvq.plan(support.DEMO_MODEL)),
-                ("model or norms", lambda: kvq.plan(budget=3)),
-                ("found 7", lambda: kvq.plan(support.DEMO_MODEL, budget=3, bits=[7])),
+                ("expected budget, memory or group_budget", lambda: kvq.plan(support.DEMO_MODEL)),
+                ("model or norms", lambda: kvq.plan(method="norm", budget=3)),
+                ("found 7", lambda: kvq.plan(support.DEMO_MODEL, method="norm", budget=3, bits=[7])),
                 ("frobenius or spectral", lambda: kvq.norms(support.DEMO_MODEL, "nuclear")),
                 ("name no model", lambda: kvq.plan(norms=kvq.Norms.of_lists([1, 2], [1, 1]), budget=3))):
             with self.subTest(message), self.assertRaisesRegex(ValueError, message):
@@ -81,15 +81,16 @@ class NormsTest(unittest.TestCase):
             loaded = kvq.norms(support.load(support.DEMO_MODEL), norm)
             for x, y in zip(files.w_k + files.w_v, loaded.w_k + loaded.w_v):
                 self.assertAlmostEqual(x / y, 1, places=5)
-        self.assertEqual(kvq.plan(support.load(support.DEMO_MODEL), budget=3).specs,
-                         kvq.plan(support.DEMO_MODEL, budget=3).specs)
+        plans = [kvq.plan(model, method="norm", budget=3)
+                 for model in (support.load(support.DEMO_MODEL), support.DEMO_MODEL)]
+        self.assertEqual(plans[0].specs, plans[1].specs)
 
 
 class ImportTest(unittest.TestCase):
     def test_the_package_needs_neither_torch_nor_transformers(self):
         code = ("import sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"
                 "import kvq, json\n"
-                f"print(json.dumps(kvq.plan({str(support.DEMO_MODEL)!r}, budget=3).specs))")
+                f"print(json.dumps(kvq.plan({str(support.DEMO_MODEL)!r}, norm='spectral', budget=3).specs))")
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         self.assertEqual(len(json.loads(done.stdout)), 8)
 
