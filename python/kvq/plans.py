@@ -19,12 +19,6 @@ class Plan:
     """A format for every layer's keys and values, and how many tokens stay in 16 bits.
 
     Attributes:
-        specs: format of each layer, such as ["k4v2", "k2v2"].
-        sinks, window: tokens kept in fp16, the first and the newest ones.
-        effective_bits: mean stored bits of a packed number, scales, centers and padding included.
-        model: {"identity", "layers", "kv_heads", "head_dim"}; an empty identity fits any model of
-            the shape.
-        method, budget: how the plan was made, and the bits that were asked for.
         divergence: mean KL divergence of the model's output from that with a 16-bit cache, on the text
             that the plan was calibrated on, in nats; None unless kvq.plan() has measured it.
     """
@@ -62,30 +56,37 @@ class Plan:
 
     @property
     def specs(self) -> list[str]:
+        """Format of each layer, such as ["k4v2", "k2v2"]."""
         return self._core.specs
 
     @property
     def model(self) -> dict[str, Any]:
+        """"identity" (empty: fits any model of the shape), "layers", "kv_heads" and "head_dim"."""
         return self._core.model
 
     @property
     def method(self) -> str:
+        """How the plan was made: "sensitivity", "norm", "given"."""
         return self._core.method
 
     @property
     def budget(self) -> float:
+        """The bits that were asked for, in the method's unit; 0 if none were."""
         return self._core.budget
 
     @property
     def sinks(self) -> int:
+        """First tokens of a sequence kept in fp16."""
         return self._core.sinks
 
     @property
     def window(self) -> int:
+        """Newest tokens of a sequence kept in fp16, a multiple of 64."""
         return self._core.window
 
     @property
     def effective_bits(self) -> float:
+        """Mean stored bits of a packed number, scales, centers and padding included."""
         return self._core.effective_bits
 
     def __repr__(self) -> str:
@@ -122,22 +123,27 @@ class Norms:
 
     @property
     def label(self) -> str:
+        """What was measured: the model as it was named."""
         return self._core.label
 
     @property
     def norm(self) -> str:
+        """"frobenius" or "spectral"."""
         return self._core.norm
 
     @property
     def w_k(self) -> list[float]:
+        """Norm of each layer's key projection."""
         return self._core.w_k
 
     @property
     def w_v(self) -> list[float]:
+        """Norm of each layer's value projection."""
         return self._core.w_v
 
     @property
     def model(self) -> dict[str, Any]:
+        """"identity", "layers", "kv_heads" (0: not known) and "head_dim"."""
         return self._core.model
 
 

@@ -111,6 +111,16 @@ class SeedTest(unittest.TestCase):
         self.check(inputs, tokens, config)
         self.assert_said_once(caught)
 
+    def test_one_line_makes_them_fast(self):
+        inputs = self.tokenizer(self.prompt, return_tensors="pt")
+        self.model.set_attn_implementation("kvq")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            outputs = self.model.generate(**inputs, past_key_values=KVQ({"nbits_k": 4, "nbits_v": 2}),
+                                          max_new_tokens=8)
+        self.assertIn("181", self.tokenizer.decode(self.tokens(outputs, inputs)))
+        self.assertFalse([w for w in caught if "slow way" in str(w.message)])
+
 
 if __name__ == "__main__":
     unittest.main()
