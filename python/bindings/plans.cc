@@ -9,11 +9,13 @@
 #include <vector>
 
 #include "kvq/analysis/norms.h"
+#include "kvq/analysis/page_budget.h"
 #include "kvq/analysis/plan_model.h"
 #include "kvq/base/file.h"
 #include "kvq/cache/cache_spec.h"
 #include "kvq/plan/greedy.h"
 #include "kvq/plan/norm_table.h"
+#include "kvq/plan/optimal.h"
 #include "kvq/plan/plan.h"
 #include "python/bindings/errors.h"
 #include "python/bindings/module.h"
@@ -87,13 +89,13 @@ Plan finish(Plan plan) {
 }
 
 // The published planner: widths within `budget` code bits, group sizes of the average
-// `group_budget`; 0 = not asked for.
-Plan plan_by_norms(const NormTable& norms, double budget, const std::vector<std::string>& widths,
-                   double group_budget, std::vector<int> groups, const std::string& spec, int sinks,
-                   int window) {
+// `group_budget`; 0 = not asked for. Or the widths of least error whose caches fit into `memory`.
+Plan plan_by_norms(const NormTable& norms, double budget, const PlanBudget& memory,
+                   const std::vector<std::string>& widths, double group_budget,
+                   std::vector<int> groups, const std::string& spec, int sinks, int window) {
   const LayerSpec base = take(parse_layer_spec(spec));
   std::vector<LayerSpec> layers(norms.keys.size(), base);
-  if (budget > 0) {
+  if (budget > 0 || memory.memory > 0) {
     std::vector<Bits> candidates;
     for (const Bits bits : packed_bits()) {
       const bool wanted = std::ranges::any_of(
@@ -101,7 +103,10 @@ Plan plan_by_norms(const NormTable& norms, double budget, const std::vector<std:
       if (wanted) candidates.push_back(bits);
     }
     const CostTable costs = take(width_costs(norms, base, candidates));
-    layers = chosen_layers(costs, take(choose_widths(costs, budget)).choice);
+    layers = chosen_layers(
+        costs, budget > 0 ? take(choose_widths(costs, budget)).choice
+                          : take(choose_optimal(
+                                costs, take(page_budget(memory, norms.model, sinks, window)))));
   }
   if (group_budget > 0) {
     std::ranges::sort(groups);
@@ -221,8 +226,16 @@ void bind_plans(nb::module_& module) {
   module.def(
       "model_shape", [](const std::string& model) { return model_dict(model_of(model)); },
       "model"_a, "Identity, layers, kv_heads and head_dim of a checkpoint.");
-  module.def("plan_by_norms", &plan_by_norms, "norms"_a, "budget"_a, "widths"_a, "group_budget"_a,
-             "groups"_a, "spec"_a, "sinks"_a, "window"_a);
+  module.def(
+      "plan_by_norms",
+      [](const NormTable& norms, double budget, std::int64_t memory, std::int64_t tokens,
+         std::int64_t batch, const std::vector<std::string>& widths, double group_budget,
+         std::vector<int> groups, const std::string& spec, int sinks, int window) {
+        return plan_by_norms(norms, budget, {0, memory, tokens, batch}, widths, group_budget,
+                             std::move(groups), spec, sinks, window);
+      },
+      "norms"_a, "budget"_a, "memory"_a, "tokens"_a, "batch"_a, "widths"_a, "group_budget"_a,
+      "groups"_a, "spec"_a, "sinks"_a, "window"_a);
 }
 
 }  // namespace kvq::python

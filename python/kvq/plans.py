@@ -210,6 +210,8 @@ def _check_budget(budget: float | None, memory: int | None, tokens: int | None,
         raise ValueError("plan: expected budget, memory or group_budget")
     if budget is not None and memory is not None:
         raise ValueError("plan: expected one of budget and memory")
+    if memory is not None and group_budget is not None:
+        raise ValueError("plan: group_budget goes with budget or alone, not with memory")
     if (memory is None) != (tokens is None):
         raise ValueError("plan: memory and tokens need each other")
     for name, value in (("budget", budget), ("memory", memory), ("tokens", tokens),
@@ -219,7 +221,7 @@ def _check_budget(budget: float | None, memory: int | None, tokens: int | None,
 
 
 def _plan_by_norms(model: Any, given: Norms | FilePath | None, norm: str, budget: float | None,
-                   group_budget: float | None, bits: Iterable[float | str] | None,
+                   memory: tuple[int, int, int], group_budget: float | None, bits: Iterable[float | str] | None,
                    groups: Iterable[int] | None, spec: str, sinks: int, window: int) -> Plan:
     if given is None:
         if model is None:
@@ -235,7 +237,7 @@ def _plan_by_norms(model: Any, given: Norms | FilePath | None, norm: str, budget
             tuple(_core.model_shape(os.fspath(model))[key] for key in ("kv_heads", "head_dim"))
         table = table.with_shape(*shape)
     widths = [width if isinstance(width, str) else f"{width:g}" for width in bits or NORM_WIDTHS]
-    return Plan(_core.plan_by_norms(table, budget or 0.0, widths, group_budget or 0.0,
+    return Plan(_core.plan_by_norms(table, budget or 0.0, *memory, widths, group_budget or 0.0,
                                     list(groups or NORM_GROUPS), spec, sinks, window))
 
 
@@ -256,7 +258,7 @@ def plan(model: Any = None, *, budget: float | None = None, memory: int | None =
         budget: mean stored bits of a number, scales, centers and padding included; of a plan by norms
             the mean bits of the codes alone, as the KVQ paper counts.
         memory, tokens, batch: in place of `budget`: bytes that the caches of `batch` sequences of
-            `tokens` tokens have to fit. Plans by sensitivity.
+            `tokens` tokens have to fit.
         method: "sensitivity": each format's measured effect on the model decides. It runs the model,
             for a minute or more; Ctrl-C ends it. "norm": norms of the weights decide, as published.
             By default "sensitivity", unless an option that goes with norms is given.
@@ -281,12 +283,12 @@ def plan(model: Any = None, *, budget: float | None = None, memory: int | None =
         spec: what the plan does not choose ["k4v2"].
     """
     by_sensitivity = {"sensitivity": sensitivity, "calibration": calibration, "windows": windows,
-                      "copies": copies, "rounds": rounds, "seed": seed, "memory": memory}
+                      "copies": copies, "rounds": rounds, "seed": seed}
     by_norm = {"norm": norm, "norms": norms, "group_budget": group_budget, "spec": spec}
     _check_budget(budget, memory, tokens, group_budget)
     if _method(method, {"sensitivity": by_sensitivity, "norm": by_norm}) == "norm":
-        return _plan_by_norms(model, norms, norm or "frobenius", budget, group_budget, bits, groups,
-                              spec or "k4v2", sinks, window)
+        return _plan_by_norms(model, norms, norm or "frobenius", budget, (memory or 0, tokens or 0, batch),
+                              group_budget, bits, groups, spec or "k4v2", sinks, window)
     if model is None:
         raise ValueError("plan: expected a model")
     text, divergence = plan_by_sensitivity(

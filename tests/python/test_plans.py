@@ -44,10 +44,14 @@ class PlanTest(unittest.TestCase):
         if support.command() is None:
             self.skipTest("the command is not built")
         file = self.folder / "plan.json"
-        subprocess.run([support.command(), "plan", "--method", "norm", "--budget", "2.5", "--group-budget",
-                        "96", "-o", file], check=True, capture_output=True)
-        plan = kvq.plan(support.DEMO_MODEL, budget=2.5, group_budget=96)
-        self.assertEqual(plan.to_json(), file.read_text(encoding="utf-8"))
+        for arguments, options in (
+                (("--budget", "2.5", "--group-budget", "96"), dict(budget=2.5, group_budget=96)),
+                (("--memory", "4MiB", "--tokens", "2048", "--batch", "2", "--norm", "spectral"),
+                 dict(memory=4 * 2**20, tokens=2048, batch=2, norm="spectral"))):
+            subprocess.run([support.command(), "plan", "--method", "norm", *arguments, "-o", file], check=True,
+                           capture_output=True)
+            plan = kvq.plan(support.DEMO_MODEL, **options)
+            self.assertEqual(plan.to_json(), file.read_text(encoding="utf-8"))
 
     def test_errors(self):
         for message, call in (
