@@ -157,30 +157,6 @@ bool is_default(const TensorSpec& spec) {
 
 }  // namespace
 
-int levels(Bits bits) {
-  switch (bits) {
-    case Bits::k1:
-      return 2;
-    case Bits::kTernary:
-      return 3;
-    case Bits::k2:
-      return 4;
-    case Bits::k3:
-      return 8;
-    case Bits::k4:
-      return 16;
-    case Bits::k5:
-      return 32;
-    case Bits::k6:
-      return 64;
-    case Bits::k8:
-      return 256;
-    case Bits::k16:
-      break;
-  }
-  return 0;
-}
-
 std::string_view name(Bits bits) {
   for (const auto& [width, text] : kWidths) {
     if (width == bits) return text;

@@ -56,8 +56,6 @@ struct LayerSpec {
   friend bool operator==(const LayerSpec&, const LayerSpec&) = default;
 };
 
-// Levels of a code: 2^bits, 3 for ternary. Not for k16.
-int levels(Bits bits);
 // The middle code, (levels - 1) / 2; codes are unsigned, 0 .. levels - 1.
 inline float middle(Bits bits) { return 0.5F * static_cast<float>(levels(bits) - 1); }
 // As typed: "1", "1.58", "2", ... "16".
