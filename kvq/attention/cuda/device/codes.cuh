@@ -13,7 +13,7 @@
 // kUnitPower + power(j, r) is the exponent of two of a code 1 in row 16 j + 2 g + r.
 //
 // Instructions for a step (1,024 codes): 2 bits 20 + 1 load, 4 bits 20 + 1, 8 bits 24 + 2, 3 bits
-// 29 + 2, 6 bits 44 + 2, ternary 64 + 2, 16 bits 48 + 16.
+// 29 + 2, 6 bits 44 + 2, ternary 80 + 2, 16 bits 48 + 16.
 #pragma once
 
 #include "kvq/attention/cuda/device/fragments.cuh"
@@ -52,6 +52,21 @@ __device__ __forceinline__ void extract(std::uint32_t word, std::uint32_t mask, 
                                         FragmentA& a) {
   a[row] = word & mask;
   a[row + 2] = (word >> 8) & mask;
+}
+
+// fp16 bits of number / 2, 1 <= number < 2048.
+constexpr std::uint32_t half_of(int number) {
+  int exponent = 24;  // of 2^9 <= number / 2 < 2^10, biased
+  while (number < 1024) {
+    number *= 2;
+    --exponent;
+  }
+  return static_cast<std::uint32_t>(exponent << 10 | (number - 1024));
+}
+
+// Two fp16 numbers -(levels - 1) / 2.
+constexpr std::uint32_t minus_middle_pair(Bits bits) {
+  return (half_of(levels(bits) - 1) | 0x8000U) * 0x00010001U;
 }
 
 template <Bits kBits>
@@ -186,7 +201,7 @@ struct Codes<Bits::kTernary> : SubnormalCodes {
     const int quad = 4 * step + lane.t;
     const int groups = 4 * steps / 5;
     const int group = quad / 5;
-    if (group < groups) {
+    if (4 * step + 3 < 5 * groups || group < groups) {  // the first is known when compiled
       const int digit = quad - 5 * group;
       const std::uint32_t power_of_three = digit == 0   ? 1
                                            : digit == 1 ? 3
@@ -200,8 +215,8 @@ struct Codes<Bits::kTernary> : SubnormalCodes {
         const std::uint32_t word[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          a[j][r] = digits(word[j], power_of_three);
-          a[j][r + 2] = digits(word[j] >> 8, power_of_three);
+          a[j][r] = digits(word[j] & 0x00ff00ffU, power_of_three);
+          a[j][r + 2] = digits(__byte_perm(word[j], 0, 0x4341), power_of_three);
         }
       }
     } else {
@@ -220,9 +235,9 @@ struct Codes<Bits::kTernary> : SubnormalCodes {
     }
     __syncwarp();
   }
-  // 256 * code of both even bytes.
-  __device__ static std::uint32_t digits(std::uint32_t word, std::uint32_t power_of_three) {
-    const std::uint32_t rest = ((word & 0x00ff00ffU) * power_of_three) & 0x00ff00ffU;
+  // 256 * code of both halves' bytes.
+  __device__ static std::uint32_t digits(std::uint32_t bytes, std::uint32_t power_of_three) {
+    const std::uint32_t rest = (bytes * power_of_three) & 0x00ff00ffU;
     return (3 * rest) & 0x03000300U;
   }
 };

@@ -23,37 +23,6 @@
 
 namespace kvq::cuda {
 
-__host__ __device__ constexpr int levels_of(Bits bits) {
-  switch (bits) {
-    case Bits::k1:
-      return 2;
-    case Bits::kTernary:
-      return 3;
-    case Bits::k2:
-      return 4;
-    case Bits::k3:
-      return 8;
-    case Bits::k4:
-      return 16;
-    case Bits::k5:
-      return 32;
-    case Bits::k6:
-      return 64;
-    default:
-      return 256;
-  }
-}
-
-// fp16 bits of number / 2, 1 <= number < 2048.
-__host__ __device__ constexpr std::uint32_t half_of(int number) {
-  int exponent = 24;  // of 2^9 <= number / 2 < 2^10, biased
-  while (number < 1024) {
-    number *= 2;
-    --exponent;
-  }
-  return static_cast<std::uint32_t>(exponent << 10 | (number - 1024));
-}
-
 // fp16 bits of a pair of 2^exponent, -14 <= exponent <= 15.
 __host__ __device__ constexpr std::uint32_t pair_of_powers(int exponent) {
   return static_cast<std::uint32_t>(exponent + 15) << 10 | static_cast<std::uint32_t>(exponent + 15)
@@ -63,7 +32,7 @@ __host__ __device__ constexpr std::uint32_t pair_of_powers(int exponent) {
 // (code - middle) / 512 of both halves; the code's lowest bit is bit `power` of each.
 template <Bits kBits>
 __device__ __forceinline__ std::uint32_t centered(std::uint32_t field, int power) {
-  constexpr std::uint32_t kMiddle = half_of(levels_of(kBits) - 1) - (9U << 10);
+  constexpr std::uint32_t kMiddle = half_of(levels(kBits) - 1) - (9U << 10);
   constexpr std::uint32_t kMinusMiddle = (kMiddle | 0x8000U) * 0x00010001U;
   return bits_of(
       __hfma2(pair_of(field), pair_of(pair_of_powers(15 - power)), pair_of(kMinusMiddle)));
