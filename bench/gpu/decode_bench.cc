@@ -131,6 +131,7 @@ DecodeBatch batch_of(const Case& test, const PageFormat& format, const Input& in
   batch.head_stride = static_cast<std::int64_t>(format.page_bytes);
   batch.page_stride = batch.head_stride * test.kv_heads;
   batch.table_stride = length.pages;
+  batch.pages_settled = true;
   batch.lengths = lengths;
   if (!test.window) return batch;
   const std::int64_t sinks = std::int64_t{length.sinks} * test.head_dim;  // of one kv head

@@ -21,6 +21,19 @@ std::size_t rounded(std::size_t bytes) { return (bytes + 127) / 128 * 128; }
 
 Divisor divisor(int number) { return {number, 1.0F / static_cast<float>(number)}; }
 
+// Copied 16 bytes at a time.
+Status check_rows(const char* field, const RowBlock& rows) {
+  const auto key = reinterpret_cast<std::uintptr_t>(rows.key);
+  const auto value = reinterpret_cast<std::uintptr_t>(rows.value);
+  if ((key | value) % 16 == 0 && rows.sequence_stride % 8 == 0 && rows.head_stride % 8 == 0) {
+    return {};
+  }
+  return fail(
+      "attention: {}: expected rows at multiples of 16 bytes, found {:#x} and {:#x}, "
+      "strides of {} and {} numbers",
+      field, key, value, rows.sequence_stride, rows.head_stride);
+}
+
 struct ChosenKernel {
   DecodeKernel kernel;
   const char* family;
@@ -71,8 +84,10 @@ Result<Decode> Decode::create(const AttentionShape& shape, const PageFormat& for
       cudaDeviceGetAttribute(&decode.blocks_, cudaDevAttrMultiProcessorCount, device), "device"));
   KVQ_RETURN_IF_ERROR(check(
       cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "device"));
+  params.stage_bytes =
+      static_cast<int>(rounded(std::max(params.page_bytes, exact_unit_bytes(shape.head_dim))));
   const auto region_bytes = [&](int stages) {
-    const std::size_t operands = std::size_t(stages) * params.page_bytes + kernel.operand_bytes;
+    const std::size_t operands = std::size_t(stages) * params.stage_bytes + kernel.operand_bytes;
     return static_cast<int>(rounded(std::max(operands, kernel.result_bytes)));
   };
   const bool two_fit = kernel.max_warps * region_bytes(2) <= shared - kSharedHeader;
@@ -114,6 +129,8 @@ Status Decode::run(const DecodeBatch& batch, void* workspace, cudaStream_t strea
     return fail("attention: expected page strides in multiples of 128 bytes, found {} and {}",
                 batch.page_stride, batch.head_stride);
   }
+  KVQ_RETURN_IF_ERROR(check_rows("sinks", batch.sinks));
+  KVQ_RETURN_IF_ERROR(check_rows("tail", batch.tail));
   DecodeParams params = params_;
   params.query = batch.query;
   params.output = batch.output;
@@ -124,6 +141,7 @@ Status Decode::run(const DecodeBatch& batch, void* workspace, cudaStream_t strea
   params.page_stride = batch.page_stride;
   params.head_stride = batch.head_stride;
   params.table_stride = batch.table_stride;
+  params.pages_settled = batch.pages_settled;
   params.lengths = batch.lengths;
   params.sinks = batch.sinks;
   params.tail = batch.tail;

@@ -36,9 +36,11 @@ struct DecodeBatch {
   std::int64_t page_stride = 0;
   std::int64_t head_stride = 0;
   std::int32_t table_stride = 0;
+  // The same holds for the pages: the first ones are fetched while the kernel before still runs.
+  bool pages_settled = false;
 
   const SequenceLength* lengths = nullptr;  // [sequences]
-  // Unrotated fp16 rows, each 8-byte aligned; null where every length's count is 0.
+  // Unrotated fp16 rows, each 16-byte aligned; null where every length's count is 0.
   RowBlock sinks{};
   RowBlock tail{};
   // Not null: exact rows lie in blocks (decode_params.h), and a sequence's tail begins with the

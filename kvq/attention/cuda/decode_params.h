@@ -12,6 +12,8 @@ namespace kvq::cuda {
 inline constexpr int kHeadTile = 8;
 // Exact rows of one unit of work, the depth of one matrix instruction. A page is a unit, too.
 inline constexpr int kExactUnitRows = 16;
+// Keys and values.
+constexpr int exact_unit_bytes(int head_dim) { return 2 * kExactUnitRows * 2 * head_dim; }
 
 // Shared memory before the warps' regions.
 inline constexpr int kSharedHeader = 1792;
@@ -86,6 +88,7 @@ struct DecodeParams {
   std::int64_t page_stride;        // bytes
   std::int64_t head_stride;        // bytes
   std::int32_t table_stride;
+  bool pages_settled;             // no kernel that may still run writes any
   const SequenceLength* lengths;  // [sequences]
   RowBlock sinks;
   RowBlock tail;
@@ -110,7 +113,8 @@ struct DecodeParams {
   Divisor warps;       // of all blocks
   Divisor even_warps;  // that get work if all items are alike
 
-  int stages;             // pages in shared memory for each warp: 1 or 2
+  int stages;             // units in shared memory for each warp: 1 or 2
+  int stage_bytes;        // of the largest unit
   int region_bytes;       // shared memory of one warp
   ItemCounter* counters;  // [sequences * kv_heads * head_tiles]
   float* partials;        // [2 * warps][partial_floats]

@@ -54,6 +54,10 @@ class Launcher {
 
   std::size_t row() const { return std::size_t(shape_.query_heads) * shape_.head_dim; }
   const Decode& decode() const { return *decode_; }
+  DecodeBatch batch() const { return device_->batch(); }
+  Status run(const DecodeBatch& batch) const {
+    return decode_->run(batch, workspace_->get(), nullptr);
+  }
 
   std::vector<float> launch() {
     const std::size_t bytes = query_.size() * sizeof(float);
@@ -63,6 +67,7 @@ class Launcher {
     DecodeBatch batch = device_->batch();
     batch.query = query.get();
     batch.output = output.get();
+    batch.pages_settled = launches_++ % 2 == 0;
     const Status status = decode_->run(batch, workspace_->get(), nullptr);
     EXPECT_TRUE(status) << status.error().message;
     EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess) << cudaGetErrorString(cudaGetLastError());
@@ -90,6 +95,7 @@ class Launcher {
   std::unique_ptr<DeviceBatch> device_;
   std::unique_ptr<Decode> decode_;
   std::unique_ptr<DeviceBuffer> workspace_;
+  int launches_ = 0;
 };
 
 double relative_error(const std::vector<float>& result, const std::vector<double>& expected) {
@@ -144,7 +150,8 @@ TEST_F(CudaDecode, Little) {
 }
 
 TEST_F(CudaDecode, FixedPairs) {
-  for (const char* spec : {"k8v8", "k8v4", "k4v4", "k4v2", "k3v3", "k2v2"}) {
+  for (const char* spec :
+       {"k8v8", "k8v4", "k4v4", "k4v2", "k3v3", "k3v2", "k2v2", "k1.58v1.58", "k1v1"}) {
     for (const int head_dim : {64, 128, 256}) {
       expect_accurate({.spec = spec, .head_dim = head_dim});
     }
@@ -239,6 +246,22 @@ TEST_F(CudaDecode, DeterministicRunsAreBitEqual) {
   const std::vector<float> first = run.launch();
   EXPECT_LT(relative_error(first, run.expected()), kTolerance);
   for (int i = 0; i < 20; ++i) ASSERT_EQ(run.launch(), first);
+}
+
+TEST_F(CudaDecode, RowsAtMultiplesOfSixteenBytes) {
+  const Launcher run({.spec = "k4v2"});
+  DecodeBatch batch = run.batch();
+  batch.tail.head_stride += 4;
+  const Status strides = run.run(batch);
+  ASSERT_FALSE(strides);
+  EXPECT_NE(strides.error().message.find("attention: tail: expected rows at multiples of 16 bytes"),
+            std::string::npos)
+      << strides.error().message;
+  batch = run.batch();
+  batch.sinks.value += 4;
+  const Status start = run.run(batch);
+  ASSERT_FALSE(start);
+  EXPECT_NE(start.error().message.find("attention: sinks: expected"), std::string::npos);
 }
 
 }  // namespace

@@ -262,6 +262,8 @@ Status CudaAttention::decode(int layer, int first, int count, const float* query
   batch.query = query + std::ptrdiff_t{first} * shape_.query_heads * shape_.head_dim;
   batch.output = output;
   batch.lengths = tables_.lengths() + first;
+  // Other pages were packed before the layer's matrix products, which overlap nothing.
+  batch.pages_settled = tables_.late(layer).count == 0;
   batch.tables = tables_.decodes() ? nullptr : tables_.tables() + first;
   return kernels.decode.run(batch, kernels.workspace.as<void>(), stream());
 }

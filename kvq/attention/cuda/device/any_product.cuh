@@ -14,39 +14,6 @@
 
 namespace kvq::cuda {
 
-// Exponent of the unit of row tile `tile`, rows 2g + r: kUnitPower + power() of the width.
-__device__ __forceinline__ int unit_exponent(Bits bits, int tile, int r) {
-  switch (bits) {
-    case Bits::k1:
-      return Codes<Bits::k1>::kUnitPower + Codes<Bits::k1>::power(tile, r);
-    case Bits::kTernary:
-      return Codes<Bits::kTernary>::kUnitPower + Codes<Bits::kTernary>::power(tile, r);
-    case Bits::k2:
-      return Codes<Bits::k2>::kUnitPower + Codes<Bits::k2>::power(tile, r);
-    case Bits::k3:
-    case Bits::k4:
-      return Codes<Bits::k4>::kUnitPower + Codes<Bits::k4>::power(tile, r);
-    case Bits::k5:
-    case Bits::k6:
-    case Bits::k8:
-      return Codes<Bits::k8>::kUnitPower;
-    default:
-      return 0;
-  }
-}
-
-// Row-wise parameters of a lane's rows, [tile][r], from the vector at `address`.
-__device__ __forceinline__ void load_any_row_parameters(std::uint32_t address, int group_rows,
-                                                        Lane lane, float (&numbers)[4][2]) {
-  if (group_rows == 1) return load_row_parameters(address, lane, numbers);
-  const uint2 words = load_shared_8(address + 8 * (group_rows == 2 ? lane.g : lane.g >> 1));
-  float pairs[2][2];
-  half_pair_to_floats(words.x, pairs[0]);
-  half_pair_to_floats(words.y, pairs[1]);
-#pragma unroll
-  for (int j = 0; j < 4; ++j) numbers[j][0] = numbers[j][1] = pairs[j / 2][j % 2];
-}
-
 // Depth-wise parameters of vector `n` of a lane's depths of a pair of steps, in the order of an
 // operand: those of b[0] of the even and the odd step, then those of b[1].
 __device__ __forceinline__ uint4 load_depth_parameters(std::uint32_t section,
@@ -169,43 +136,6 @@ __device__ __forceinline__ void add_any_depth_wise(const TensorLayout& layout, s
   }
 }
 
-// The group of depths that ends: its product with the codes and the total of its operand, as
-// multiply_add() leaves them, with the parameters to the sums.
-template <Bits kBits, int kColumns>
-__device__ __forceinline__ void add_any_row_group(const TensorLayout& layout, std::uint32_t scales,
-                                                  std::uint32_t centers, Lane lane,
-                                                  BlockSum<kColumns>& product,
-                                                  FragmentC (&total)[kColumns],
-                                                  BlockSum<kColumns>& sum) {
-  using C = Codes<kBits>;
-  float scale[4][2];
-  float constant[4][2] = {};
-  load_any_row_parameters(scales, layout.group_rows, lane, scale);
-  if (layout.affine) load_any_row_parameters(centers, layout.group_rows, lane, constant);
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      constant[j][r] -= layout.middle * scale[j][r];
-#pragma unroll
-      for (int c = 0; c < kColumns; ++c) {
-#pragma unroll
-        for (int e = 2 * r; e < 2 * r + 2; ++e) {
-          const float unit_total = total[c][e & 1] * power_of_two(C::kUnitPower + C::power(j, r));
-          sum[j][c][e] += constant[j][r] * unit_total;
-          sum[j][c][e] += scale[j][r] * product[j][c][e];
-          product[j][c][e] = 0;
-        }
-      }
-    }
-  }
-#pragma unroll
-  for (int c = 0; c < kColumns; ++c) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) total[c][e] = 0;
-  }
-}
-
 // scales, centers: the block's first vector.
 template <Bits kBits, int kColumns>
 __device__ __forceinline__ void add_any_row_wise(const TensorLayout& layout, std::uint32_t block,
@@ -235,8 +165,15 @@ __device__ __forceinline__ void add_any_row_wise(const TensorLayout& layout, std
     const int group = 16 * step >> layout.depth_shift;
     const int next = step + together;
     if (16 * next >> layout.depth_shift != group || next >= layout.steps) {
-      add_any_row_group<kBits>(layout, scales + group * vector_bytes,
-                               centers + group * vector_bytes, lane, product, total, sum);
+      float totals[kColumns][2];
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+        totals[c][0] = total[c][0], totals[c][1] = total[c][1];
+#pragma unroll
+        for (int e = 0; e < 4; ++e) total[c][e] = 0;
+      }
+      add_row_group<kBits>(layout, layout.group_rows, scales + group * vector_bytes,
+                           centers + group * vector_bytes, lane, product, totals, sum);
     }
   }
 }
@@ -279,22 +216,6 @@ __device__ __forceinline__ void add_any_product(const TensorLayout& layout, std:
   } else {
     add_any_depth_wise<kBits, false>(layout, planes, scales, centers, first_row, lane, operands,
                                      sum);
-  }
-}
-
-// Multiplies with 2^(sign * unit exponent) * factor: sign -1 takes sums to units of 1, 1 takes them
-// back.
-template <int kColumns>
-__device__ __forceinline__ void scale_any_units(Bits bits, int sign, float factor,
-                                                BlockSum<kColumns>& sum) {
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const float unit = factor * power_of_two(sign * unit_exponent(bits, j, e >> 1));
-#pragma unroll
-      for (int c = 0; c < kColumns; ++c) sum[j][c][e] *= unit;
-    }
   }
 }
 

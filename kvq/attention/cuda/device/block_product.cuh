@@ -46,6 +46,75 @@ __device__ __forceinline__ void load_row_parameters(std::uint32_t address, Lane 
   half_pair_to_floats(words.w, numbers[3]);
 }
 
+// The same for groups of 1, 2 or 4 rows.
+__device__ __forceinline__ void load_any_row_parameters(std::uint32_t address, int group_rows,
+                                                        Lane lane, float (&numbers)[4][2]) {
+  if (group_rows == 1) return load_row_parameters(address, lane, numbers);
+  const uint2 words = load_shared_8(address + 8 * (group_rows == 2 ? lane.g : lane.g >> 1));
+  float pairs[2][2];
+  half_pair_to_floats(words.x, pairs[0]);
+  half_pair_to_floats(words.y, pairs[1]);
+#pragma unroll
+  for (int j = 0; j < 4; ++j) numbers[j][0] = numbers[j][1] = pairs[j / 2][j % 2];
+}
+
+// Exponent of the unit of row tile `tile`, rows 2g + r: kUnitPower + power() of the width.
+__device__ __forceinline__ int unit_exponent(Bits bits, int tile, int r) {
+  switch (bits) {
+    case Bits::k1:
+      return Codes<Bits::k1>::kUnitPower + Codes<Bits::k1>::power(tile, r);
+    case Bits::kTernary:
+      return Codes<Bits::kTernary>::kUnitPower + Codes<Bits::kTernary>::power(tile, r);
+    case Bits::k2:
+      return Codes<Bits::k2>::kUnitPower + Codes<Bits::k2>::power(tile, r);
+    case Bits::k3:
+    case Bits::k4:
+      return Codes<Bits::k4>::kUnitPower + Codes<Bits::k4>::power(tile, r);
+    case Bits::k5:
+    case Bits::k6:
+    case Bits::k8:
+      return Codes<Bits::k8>::kUnitPower;
+    default:
+      return 0;
+  }
+}
+
+// Multiplies with 2^(sign * unit exponent) * factor: sign -1 takes sums to units of 1, 1 takes them
+// back.
+template <int kColumns>
+__device__ __forceinline__ void scale_units(Bits bits, int sign, float factor,
+                                            BlockSum<kColumns>& sum) {
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const float unit = factor * power_of_two(sign * unit_exponent(bits, j, e >> 1));
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) sum[j][c][e] *= unit;
+    }
+  }
+}
+
+// Totals of an operand over kTogether steps, as multiply_add() leaves them.
+template <int kTogether, int kSteps, int kColumns>
+__device__ __forceinline__ void total_steps(const Operand<kSteps, kColumns>& operand,
+                                            float (&totals)[kSteps / kTogether][kColumns][2]) {
+  const FragmentA ones = {kHalfOnes, kHalfOnes, kHalfOnes, kHalfOnes};
+#pragma unroll
+  for (int group = 0; group < kSteps / kTogether; ++group) {
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      FragmentC total = {};
+#pragma unroll
+      for (int s = kTogether * group; s < kTogether * (group + 1); ++s) {
+        multiply_add(total, ones, operand.b[s][c][0], operand.b[s][c][1]);
+      }
+      totals[group][c][0] = total[0];
+      totals[group][c][1] = total[1];
+    }
+  }
+}
+
 template <Bits kBits, int kSteps, int kColumns>
 __device__ __forceinline__ void add_plain_product(const TensorLayout& layout, std::uint32_t block,
                                                   Lane lane,
@@ -66,23 +135,22 @@ __device__ __forceinline__ void add_plain_product(const TensorLayout& layout, st
   }
 }
 
-// One group of 64 rows: group_rows = 64, group_depth = 1, `vectors` in the page, symmetric. What
-// all rows lack alike goes to constant, in units of 1.
-template <Bits kBits, int kSteps, int kColumns>
-__device__ __forceinline__ void add_fixed_depth_wise(const TensorLayout& layout,
-                                                     std::uint32_t block, std::uint32_t scales,
+// One group of 64 rows: group_rows = 64, group_depth = 1, kVectors of them in the page, symmetric.
+// What all rows lack alike goes to constant, in units of 1.
+template <Bits kBits, int kVectors, int kSteps, int kColumns>
+__device__ __forceinline__ void add_fixed_depth_wise(std::uint32_t block, std::uint32_t scales,
                                                      Lane lane,
                                                      const Operand<kSteps, kColumns>& operand,
                                                      BlockSum<kColumns>& sum,
                                                      float (&constant)[kColumns][2]) {
-  const std::uint32_t minus_middle = layout.minus_middle;
-  const FragmentA middle = {minus_middle, minus_middle, minus_middle, minus_middle};
+  constexpr std::uint32_t kMinusMiddle = minus_middle_pair(kBits);
+  const FragmentA middle = {kMinusMiddle, kMinusMiddle, kMinusMiddle, kMinusMiddle};
   FragmentC middles[kColumns] = {};
   uint4 scale = {};
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
     if (step % 2 == 0) {
-      scale = load_shared_16(scales + 64 * (step / 2) * layout.row_groups + 16 * lane.t);
+      scale = load_shared_16(scales + 64 * (step / 2) * kVectors + 16 * lane.t);
     }
     FragmentA a[4];
     Codes<kBits>::load(block, step, kSteps, lane, a);
@@ -105,8 +173,8 @@ __device__ __forceinline__ void add_fixed_depth_wise(const TensorLayout& layout,
 // One row a group, 64 depths a group, symmetric. bias[group][c]: -middle * sum of the operand over
 // the group's depths, as multiply_add() leaves it.
 template <Bits kBits, int kSteps, int kColumns>
-__device__ __forceinline__ void add_fixed_row_wise(const TensorLayout& layout, std::uint32_t block,
-                                                   std::uint32_t scales, Lane lane,
+__device__ __forceinline__ void add_fixed_row_wise(std::uint32_t block, std::uint32_t scales,
+                                                   Lane lane,
                                                    const Operand<kSteps, kColumns>& operand,
                                                    const float (&bias)[kSteps / 4][kColumns][2],
                                                    BlockSum<kColumns>& sum) {
@@ -149,6 +217,40 @@ __device__ __forceinline__ void add_fixed_row_wise(const TensorLayout& layout, s
       }
     }
   }
+}
+
+// A group of depths that ends, its product with the codes and the total of its operand, with the
+// parameters of the rows to the sums.
+template <Bits kBits, int kColumns>
+__device__ __forceinline__ void add_row_group(const TensorLayout& layout, int group_rows,
+                                              std::uint32_t scales, std::uint32_t centers,
+                                              Lane lane, BlockSum<kColumns>& product,
+                                              float (&total)[kColumns][2],
+                                              BlockSum<kColumns>& sum) {
+  using C = Codes<kBits>;
+  float scale[4][2];
+  float constant[4][2] = {};
+  load_any_row_parameters(scales, group_rows, lane, scale);
+  if (layout.affine) load_any_row_parameters(centers, group_rows, lane, constant);
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      constant[j][r] -= layout.middle * scale[j][r];
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const float unit_total = total[c][e] * power_of_two(C::kUnitPower + C::power(j, r));
+          sum[j][c][2 * r + e] += constant[j][r] * unit_total;
+          sum[j][c][2 * r + e] += scale[j][r] * product[j][c][2 * r + e];
+          product[j][c][2 * r + e] = 0;
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int c = 0; c < kColumns; ++c) total[c][0] = total[c][1] = 0;
 }
 
 }  // namespace kvq::cuda

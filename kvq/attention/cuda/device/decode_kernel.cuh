@@ -1,20 +1,24 @@
 // The decode kernel: one block a multiprocessor, each of its warps for itself.
 //
-// A warp has one page in shared memory. While it waits for the next one, the other warps compute:
-// twelve single buffers keep the memory busier than deeper rings of fewer warps, whose bytes in
-// flight are shared out unfairly. For every page
+// A warp has one or two pages in shared memory. While it waits for the next one, the other warps
+// compute: twelve small buffers keep the memory busier than deeper rings of fewer warps, whose
+// bytes in flight are shared out unfairly. Exact rows come the same way, before the pages. For
+// every page
 //
 //   scores S [64 tokens x 8 heads] = K q     matrix instructions on packed codes
 //   weights P = 2^(S - reference)            in the registers of S, transposed into operands
 //   sums O [channels x 8 heads] += V P       matrix instructions on packed codes
 //
-// Cost, k4v2 with 128 channels: about 640 instructions of a warp for a page of 6,656 bytes, 40 % of
-// what a multiprocessor can issue while its share of the memory's bandwidth delivers the page.
+// Cost, k4v2 with 128 channels: about 700 instructions of a warp for a page of 6,656 bytes, 45 % of
+// what a multiprocessor can issue while its share of the memory's bandwidth delivers the page. The
+// loop has no branches but the wait and the start of a copy: a warp is one of three of a scheduler,
+// and what it waits for a branch is seldom filled by the others.
 //
-// Each warp has a region of shared memory: its page, in the end its partial result.
+// Each warp has a region of shared memory: its stages, in the end its partial result.
 //
-// The kernel before may still write queries, pages and counters when this one starts, not lengths
-// and tables: a warp finds its units before it waits.
+// The kernel before may still write queries, exact rows and counters when this one starts, not
+// lengths and tables, nor pages if the caller says so: a warp finds its units, and starts the first
+// pages, before it waits.
 #pragma once
 
 #include "kvq/attention/cuda/device/exact_rows.cuh"
@@ -25,6 +29,9 @@
 #include "kvq/base/cuda/overlapped_launch.cuh"
 
 namespace kvq::cuda {
+
+// Of a warp's share.
+inline constexpr int kFewPages = 12;
 
 template <class Page, int kBlocks, int kColumns>
 class DecodeWarp {
@@ -40,7 +47,7 @@ class DecodeWarp {
         warp_(static_cast<int>(blockIdx.x) * warps_per_block_ + index_),
         copy_(shared_address() + 16 * index_,
               shared_address() + kSharedHeader + index_ * params.region_bytes, params.stages,
-              params.page_bytes, lane_) {}
+              params.stage_bytes, lane_) {}
 
   __device__ __forceinline__ void run() {
     allow_kernel_behind();
@@ -57,98 +64,102 @@ class DecodeWarp {
   }
 
  private:
-  // What is new with a unit.
-  enum class Start { kNextUnit, kPages, kItem };
-
-  // A unit that is settled, and where its page lies.
-  struct Settled {
-    Unit unit;
-    const std::byte* place;
-  };
-
   __device__ __forceinline__ void attend(Work& work) {
-    Unit unit;
-    Unit next{Unit::kNone, 0};  // with two stages
-    Start how = Start::kItem;
     while (true) {
-      if (how != Start::kNextUnit) {
-        if (how == Start::kItem) {
-          start_item(work, unit, next);
-        } else {
-          enter_pages();
-        }
-        if (!exact_) rotate_query(query_, params_.key_rotation, lane_);
-        Page::prepare(params_, operands(), lane_, query_, terms_);
-      }
-      if (unit.kind == Unit::kNone) {
-        if (!work.another_item()) break;
-        end_passing();
-        work.start_next_item();
-        how = Start::kItem;
-        continue;
-      }
-      // The unit to come is settled, and its place looked up, before this one is done with: the
-      // copy that then starts must not wait for either.
-      Settled ahead{};
-      int claim = 0;
-      const bool known = work.request(ahead.unit, claim);
-      if (known) ahead.place = look_up(work, ahead.unit);
-      const auto settle = [&] {
-        if (known) return;
-        ahead.unit = work.receive(claim);
-        ahead.place = look_up(work, ahead.unit);
-      };
-      if (unit.kind == Unit::kPage) {
-        attend_page(settle);
+      start_item(work);
+      attend_exact_units(work);
+      attend_pages(work);
+      if (!work.another_item()) return;
+      end_passing();
+      work.start_next_item();
+    }
+  }
+
+  __device__ __forceinline__ void start_exact(const Work& work, int unit) {
+    const ExactUnit rows =
+        find_exact_unit(params_, work.sequence(), divide(work.head(), params_.head_tiles), unit);
+    copy_.start_two(reinterpret_cast<const std::byte*>(rows.key),
+                    reinterpret_cast<const std::byte*>(rows.value),
+                    2 * params_.head_dim * rows.count, 2 * params_.head_dim * kExactUnitRows);
+    ++in_flight_;
+  }
+  __device__ __forceinline__ void attend_exact_units(Work& work) {
+    const auto [begin, end, page, page_end] = work.share();
+    if (in_flight_ == 0 || begin == end) return;
+    const SequenceLength length = params_.lengths[work.sequence()];
+#pragma unroll 1
+    for (int unit = begin; unit < end; ++unit) {
+      attend_exact<Page::kWholeBlocks>(copy_.wait(), params_.head_dim, exact_rows_of(length, unit),
+                                       lane_, query_, sum_);
+      copy_.order_writes();
+      __syncwarp();
+      --in_flight_;
+      if (unit + params_.stages < end) {
+        start_exact(work, unit + params_.stages);
       } else {
-        const ExactRows rows(params_, work.sequence(), divide(work.head(), params_.head_tiles));
-        attend_exact<Page::kWholeBlocks>(params_, rows, kExactUnitRows * unit.index, lane_, query_,
-                                         sum_);
-        settle();
+        fill(work);
       }
-      start(ahead);
-      unit = params_.stages == 2 ? next : ahead.unit;
-      next = ahead.unit;
-      how = exact_ && unit.kind == Unit::kPage ? Start::kPages : Start::kNextUnit;
     }
   }
 
-  __device__ __forceinline__ Settled settle_now(Work& work) {
-    Settled settled{};
-    int claim = 0;
-    if (!work.request(settled.unit, claim)) settled.unit = work.receive(claim);
-    settled.place = look_up(work, settled.unit);
-    return settled;
+  // A page to start, once it is known which.
+  struct NextPage {
+    int page;
+    bool claims;
+    int claim;
+  };
+  __device__ __forceinline__ NextPage ask(const Work& work) {
+    NextPage next{kNoPage, false, 0};
+    const bool shared = page_ < page_end_;
+    if (shared) next.page = page_;
+    page_ += shared ? 1 : 0;
+    next.claims = !shared && work.may_claim();
+    next.claim = work.claim(next.claims);
+    return next;
   }
-
-  __device__ __forceinline__ Settled settle_first(Work& work) {
-    if (work.claims_next()) wait_for_kernel_before();
-    return settle_now(work);
+  // The number of the page, to be waited for later.
+  __device__ __forceinline__ std::int32_t look_up(Work& work, NextPage& next) const {
+    next.page = work.claimed_page(next.claims, next.claim, next.page);
+    std::int32_t number = 0;
+    asm volatile(
+        "{\n.reg .pred p;\n"
+        "setp.ge.s32 p, %2, 0;\n"
+        "@p ld.global.nc.b32 %0, [%1];\n}"
+        : "+r"(number)
+        : "l"(table_ + next.page), "r"(next.page));
+    return number;
   }
-
-  // Where a unit's page lies.
-  __device__ __forceinline__ const std::byte* look_up(const Work& work, const Unit& unit) const {
-    const std::byte* place = nullptr;
-    if (unit.kind == Unit::kPage) {
-      const std::int32_t* const entry =
-          params_.page_table +
-          static_cast<std::int64_t>(table_of(params_, work.sequence())) * params_.table_stride +
-          unit.index;
-      std::int32_t page;
-      asm volatile("ld.global.nc.b32 %0, [%1];" : "=r"(page) : "l"(entry));  // here, not later
-      place = head_pages_ + page * params_.page_stride;
+  __device__ __forceinline__ void start_page(const NextPage& next, std::int32_t number) {
+    const bool starts = next.page != kNoPage;
+    copy_.start(starts, head_pages_ + number * params_.page_stride, params_.page_bytes);
+    in_flight_ += starts ? 1 : 0;
+  }
+  __device__ __forceinline__ void fill(Work& work) {
+#pragma unroll 1
+    while (in_flight_ < params_.stages) {
+      NextPage next = ask(work);
+      start_page(next, look_up(work, next));
+      if (next.page == kNoPage) return;
     }
-    return place;
-  }
-  __device__ __forceinline__ void start(const Settled& settled) {
-    if (settled.unit.kind == Unit::kPage) copy_.start(settled.place);
   }
 
-  // settle() is called between scores and values.
-  template <class Settle>
-  __device__ __forceinline__ void attend_page(const Settle& settle) {
-    Page::attend(params_, copy_.wait(), operands(), lane_, query_, terms_, sum_, settle);
-    __syncwarp();
+  // The page to come is settled, and its number looked up, while this one is attended to: the copy
+  // that then starts must not wait for either.
+  __device__ __forceinline__ void attend_pages(Work& work) {
+    if (in_flight_ == 0) return;
+    if (exact_) enter_pages();
+    rotate_query(query_, params_.key_rotation, lane_);
+    Page::prepare(params_, operands(), lane_, query_, terms_);
+#pragma unroll 1
+    do {
+      NextPage next = ask(work);
+      std::int32_t number = 0;
+      Page::attend(params_, copy_.wait(), operands(), lane_, query_, terms_, sum_,
+                   [&] { number = look_up(work, next); });
+      __syncwarp();
+      --in_flight_;
+      start_page(next, number);
+    } while (in_flight_ > 0);
   }
 
   __device__ __forceinline__ std::uint32_t shared_address() const {
@@ -157,15 +168,17 @@ class DecodeWarp {
   // Shared address of the warp's room for operands.
   __device__ __forceinline__ std::uint32_t operands() const {
     return shared_address() + kSharedHeader + index_ * params_.region_bytes +
-           params_.stages * params_.page_bytes;
+           params_.stages * params_.stage_bytes;
   }
   __device__ __forceinline__ Closing* closings() const {
     return reinterpret_cast<Closing*>(shared_ + kSharedClosings);
   }
 
-  // The queries' loads go first: behind a page for every warp they would take three times as long.
-  // What does not depend on pages is prepared while they are on their way.
-  __device__ __forceinline__ void start_item(Work& work, Unit& unit, Unit& next) {
+  // The first pages that are settled start before the kernel before has ended; the queries cannot,
+  // and take three times as long behind two pages for every warp. That delays a warp of few pages
+  // by more than the second one gains. What does not depend on pages is prepared while they are on
+  // their way.
+  __device__ __forceinline__ void start_item(Work& work) {
     const int kv_head = divide(work.head(), params_.head_tiles);
     const int first = (work.head() - kv_head * params_.head_tiles) * kHeadTile * kColumns;
     const std::int64_t first_head =
@@ -173,25 +186,48 @@ class DecodeWarp {
         first;
     const int heads = min(kHeadTile * kColumns, params_.heads - first);
     head_pages_ = params_.pages + kv_head * params_.head_stride;
-    Settled settled[2] = {};
-    settled[0] = settle_first(work);
-    if (params_.stages == 2) settled[1] = settle_first(work);
+    table_ = params_.page_table +
+             static_cast<std::int64_t>(table_of(params_, work.sequence())) * params_.table_stride;
+    const Share& share = work.share();
+    page_ = share.page;
+    page_end_ = share.page_end;
+    exact_ = share.exact < share.exact_end;
+    in_flight_ = 0;
+    NextPage pages[2] = {{kNoPage, false, 0}, {kNoPage, false, 0}};
+    std::int32_t numbers[2] = {};
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (exact_ || i == params_.stages) break;
+      if (page_ == page_end_) wait_for_kernel_before();  // its counters
+      pages[i] = ask(work);
+      numbers[i] = look_up(work, pages[i]);
+    }
+    const int early = !params_.pages_settled ? 0 : share.page_end - share.page < kFewPages ? 1 : 2;
+    if (early > 0) start_page(pages[0], numbers[0]);
+    if (early > 1) start_page(pages[1], numbers[1]);
     wait_for_kernel_before();
     RawQuery<kSteps, kColumns> raw;
     load_raw_query(params_, first_head, heads, lane_, raw);
-    start(settled[0]);
-    start(settled[1]);
-    unit = settled[0].unit;
-    next = settled[1].unit;
-    exact_ = unit.kind == Unit::kExact;
+    if (early < 1) start_page(pages[0], numbers[0]);
+    if (early < 2) start_page(pages[1], numbers[1]);
+    if (exact_) start_first_rows(work);
     const Closing closing{work.contributors(), work.item(), first_head, heads};
     if (lane_.index == 0) closings()[index_] = closing;
     __syncwarp();
     prepare_query(params_, raw, query_);
   }
+  // A stage that they leave free stays so: pages follow when rows are done with. A sequence without
+  // tokens has a unit without rows.
+  __device__ __forceinline__ void start_first_rows(const Work& work) {
+    const Share& share = work.share();
+    const int end = min(share.exact_end, share.exact + params_.stages);
+    const SequenceLength length = params_.lengths[work.sequence()];
+    if (length.sinks + length.tail == 0) return;
+#pragma unroll 1
+    for (int unit = share.exact; unit < end; ++unit) start_exact(work, unit);
+  }
 
-  // From exact rows to pages: other units, and sums in the values' rotated space; the query's
-  // rotation follows.
+  // From exact rows to pages: other units, and sums in the values' rotated space.
   __device__ __forceinline__ void enter_pages() {
     exact_ = false;
     rotate();
@@ -238,6 +274,10 @@ class DecodeWarp {
   int warp_;
   PageCopy copy_;
   const std::byte* head_pages_;  // pages of the item's kv head
+  const std::int32_t* table_;    // numbers of the item's pages
+  int page_;                     // of the warp's share, the next to start
+  int page_end_;
+  int in_flight_ = 0;  // units that are started and not attended to
   bool passed_ = false;
   bool exact_;  // sums are of exact rows: units of 1, not rotated
   Query<kSteps, kColumns> query_;

@@ -17,28 +17,9 @@
 
 namespace kvq::cuda {
 
-// Totals of an operand over pairs of steps, as multiply_add() leaves them.
+// Totals of an operand over pairs of steps.
 template <int kSteps, int kColumns>
 using PairTotals = float[kSteps / 2][kColumns][2];
-
-template <int kSteps, int kColumns>
-__device__ __forceinline__ void total_pairs(const Operand<kSteps, kColumns>& operand,
-                                            PairTotals<kSteps, kColumns>& totals) {
-  const FragmentA ones = {kHalfOnes, kHalfOnes, kHalfOnes, kHalfOnes};
-#pragma unroll
-  for (int pair = 0; pair < kSteps / 2; ++pair) {
-#pragma unroll
-    for (int c = 0; c < kColumns; ++c) {
-      FragmentC total = {};
-#pragma unroll
-      for (int s = 2 * pair; s < 2 * pair + 2; ++s) {
-        multiply_add(total, ones, operand.b[s][c][0], operand.b[s][c][1]);
-      }
-      totals[pair][c][0] = total[0];
-      totals[pair][c][1] = total[1];
-    }
-  }
-}
 
 // Where parameters of a tensor are read, in the order of groups of one depth (depth-wise) or one
 // row (row-wise).
@@ -177,40 +158,6 @@ __device__ __forceinline__ void add_grouped_depth_wise(
   }
 }
 
-// The group of depths that ends, its product with the codes and the total of its operand, with the
-// parameters of the rows to the sums.
-template <Bits kBits, int kColumns>
-__device__ __forceinline__ void add_row_group(const TensorLayout& layout, std::uint32_t scales,
-                                              std::uint32_t centers, Lane lane,
-                                              BlockSum<kColumns>& product,
-                                              float (&total)[kColumns][2],
-                                              BlockSum<kColumns>& sum) {
-  using C = Codes<kBits>;
-  float scale[4][2];
-  float constant[4][2] = {};
-  load_row_parameters(scales, lane, scale);
-  if (layout.affine) load_row_parameters(centers, lane, constant);
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      constant[j][r] -= layout.middle * scale[j][r];
-#pragma unroll
-      for (int c = 0; c < kColumns; ++c) {
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const float unit_total = total[c][e] * power_of_two(C::kUnitPower + C::power(j, r));
-          sum[j][c][2 * r + e] += constant[j][r] * unit_total;
-          sum[j][c][2 * r + e] += scale[j][r] * product[j][c][2 * r + e];
-          product[j][c][2 * r + e] = 0;
-        }
-      }
-    }
-  }
-#pragma unroll
-  for (int c = 0; c < kColumns; ++c) total[c][0] = total[c][1] = 0;
-}
-
 // group_depth of 32 or more. before: groups of depths of the blocks before.
 template <Bits kBits, int kSteps, int kColumns>
 __device__ __forceinline__ void add_grouped_row_wise(const TensorLayout& layout,
@@ -243,7 +190,7 @@ __device__ __forceinline__ void add_grouped_row_wise(const TensorLayout& layout,
     }
     const bool group_ends = (32 * (pair + 1) & (layout.group_depth - 1)) == 0;
     if (pair + 1 == kSteps / 2 || group_ends) {
-      add_row_group<kBits>(layout, parameters.scales + vector, parameters.centers + vector, lane,
+      add_row_group<kBits>(layout, 1, parameters.scales + vector, parameters.centers + vector, lane,
                            product, total, sum);
       vector += parameters.stride;
     }

@@ -9,22 +9,6 @@
 
 namespace kvq::cuda {
 
-// Codes' sums to units of 1, times `factor`.
-template <Bits kBits, int kColumns>
-__device__ __forceinline__ void multiply_units(BlockSum<kColumns>& sum, float factor) {
-  using C = Codes<kBits>;
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-#pragma unroll
-    for (int c = 0; c < kColumns; ++c) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        sum[j][c][e] *= factor * power_of_two(-C::kUnitPower - C::power(j, e >> 1));
-      }
-    }
-  }
-}
-
 template <int kColumns>
 __device__ __forceinline__ void add_sums(const BlockSum<kColumns>& from, BlockSum<kColumns>& to) {
 #pragma unroll
@@ -42,7 +26,7 @@ template <int kBlocks, int kColumns>
 __device__ __forceinline__ void values_to_plain(Bits bits, SoftmaxSum<kBlocks, kColumns>& sum) {
 #pragma unroll
   for (int block = 0; block < kBlocks; ++block) {
-    scale_any_units(bits, -1, 1.0F, sum.values[block]);
+    scale_units(bits, -1, 1.0F, sum.values[block]);
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
 #pragma unroll
@@ -57,7 +41,7 @@ __device__ __forceinline__ void values_to_plain(Bits bits, SoftmaxSum<kBlocks, k
 template <int kBlocks, int kColumns>
 __device__ __forceinline__ void values_from_plain(Bits bits, SoftmaxSum<kBlocks, kColumns>& sum) {
 #pragma unroll
-  for (int block = 0; block < kBlocks; ++block) scale_any_units(bits, 1, 1.0F, sum.values[block]);
+  for (int block = 0; block < kBlocks; ++block) scale_units(bits, 1, 1.0F, sum.values[block]);
 }
 
 // Attends to a page whose kernel has scores() and add_values().
@@ -65,7 +49,7 @@ template <class Page>
 struct TwoProducts {
   static constexpr bool kWholeBlocks = true;  // head_dim is a multiple of 64
 
-  // settle() is called between them.
+  // settle() is called behind the first.
   template <int kBlocks, int kColumns, class Terms, class Settle>
   __device__ static __forceinline__ void attend(const DecodeParams& params, std::uint32_t page,
                                                 std::uint32_t room, Lane lane,
@@ -75,14 +59,30 @@ struct TwoProducts {
                                                 const Settle& settle) {
     BlockSum<kColumns> scores = {};
     Page::scores(params, page, room, lane, query, terms, scores);
+    settle();
     Operand<4, kColumns> weights;
     sum.weigh(scores, weights);
-    settle();
     Page::add_values(params, page, room, lane, weights, sum);
   }
 };
 
-// Symmetric, token axis, groups of 64 channels; or 16 bits.
+// Where the sections of a page lie that has symmetric parameters for each token and 64 channels and
+// head_dim = 64 * kBlocks (codec/page_format.h).
+template <Bits kKey, Bits kValue, int kBlocks>
+struct FixedSections {
+  // Codes of 64 rows.
+  static constexpr int code_bytes(Bits bits, int depth) {
+    int width = 0;
+    for (int last = levels(bits) - 1; last > 0; last /= 2) ++width;
+    return bits == Bits::kTernary ? depth / 20 * 256 + depth / 4 % 5 * 64 : 8 * depth * width;
+  }
+  static constexpr int kKeyScales = code_bytes(kKey, 64 * kBlocks);
+  static constexpr int kValues = kKeyScales + 128 * kBlocks;
+  static constexpr int kValueBlock = code_bytes(kValue, kPageTokens);
+  static constexpr int kValueScales = kValues + kBlocks * kValueBlock;
+};
+
+// Symmetric, token axis, groups of 64 channels.
 template <Bits kKey, Bits kValue>
 struct FixedPage : TwoProducts<FixedPage<kKey, kValue>> {
   // Shared memory of a warp for operands.
@@ -104,35 +104,29 @@ struct FixedPage : TwoProducts<FixedPage<kKey, kValue>> {
 
   // Scores of the page's tokens in units of log2.
   template <int kSteps, int kColumns>
-  __device__ static __forceinline__ void scores(const DecodeParams& params, std::uint32_t page,
+  __device__ static __forceinline__ void scores(const DecodeParams&, std::uint32_t page,
                                                 std::uint32_t, Lane lane,
                                                 const Query<kSteps, kColumns>& query,
                                                 const QueryTerms<kSteps, kColumns>& terms,
                                                 BlockSum<kColumns>& sum) {
-    const std::uint32_t planes = page + params.key.planes;
-    if constexpr (kKey == Bits::k16) {
-      add_plain_product<kKey>(params.key, planes, lane, query.operand, sum);
-    } else {
-      add_fixed_row_wise<kKey>(params.key, planes, page + params.key.scales, lane, query.operand,
-                               terms.bias, sum);
-    }
-    multiply_units<kKey>(sum, query.factor);
+    using Sections = FixedSections<kKey, kValue, kSteps / 4>;
+    add_fixed_row_wise<kKey>(page, page + Sections::kKeyScales, lane, query.operand, terms.bias,
+                             sum);
+    scale_units(kKey, -1, query.factor, sum);
   }
 
   template <int kBlocks, int kColumns>
-  __device__ static __forceinline__ void add_values(const DecodeParams& params, std::uint32_t page,
+  __device__ static __forceinline__ void add_values(const DecodeParams&, std::uint32_t page,
                                                     std::uint32_t, Lane lane,
                                                     const Operand<4, kColumns>& weights,
                                                     SoftmaxSum<kBlocks, kColumns>& sum) {
+    using Sections = FixedSections<kKey, kValue, kBlocks>;
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
-      const std::uint32_t planes = page + params.value.planes + block * params.value.block_bytes;
-      if constexpr (kValue == Bits::k16) {
-        add_plain_product<kValue>(params.value, planes, lane, weights, sum.values[block]);
-      } else {
-        add_fixed_depth_wise<kValue>(params.value, planes, page + params.value.scales + 64 * block,
-                                     lane, weights, sum.values[block], sum.constants[block]);
-      }
+      add_fixed_depth_wise<kValue, kBlocks>(
+          page + Sections::kValues + block * Sections::kValueBlock,
+          page + Sections::kValueScales + 64 * block, lane, weights, sum.values[block],
+          sum.constants[block]);
     }
   }
 };
@@ -199,10 +193,10 @@ struct SymmetricPage : TwoProducts<SymmetricPage> {
       if constexpr (kBits == Bits::k16) {
         add_plain_product<kBits>(params.key, planes, lane, query.operand, sum);
       } else {
-        add_fixed_row_wise<kBits>(params.key, planes, page + params.key.scales, lane, query.operand,
-                                  terms.bias, sum);
+        add_fixed_row_wise<kBits>(planes, page + params.key.scales, lane, query.operand, terms.bias,
+                                  sum);
       }
-      multiply_units<kBits>(sum, query.factor);
+      scale_units(kBits, -1, query.factor, sum);
     });
   }
 
@@ -219,8 +213,9 @@ struct SymmetricPage : TwoProducts<SymmetricPage> {
         if constexpr (kBits == Bits::k16) {
           add_plain_product<kBits>(params.value, planes, lane, weights, sum.values[block]);
         } else {
-          add_fixed_depth_wise<kBits>(params.value, planes, page + params.value.scales + 64 * block,
-                                      lane, weights, sum.values[block], sum.constants[block]);
+          add_fixed_depth_wise<kBits, kBlocks>(planes, page + params.value.scales + 64 * block,
+                                               lane, weights, sum.values[block],
+                                               sum.constants[block]);
         }
       }
     });
@@ -243,7 +238,7 @@ struct GroupedPage : TwoProducts<GroupedPage<kKeyDepthWise, kValueDepthWise>> {
   __device__ static __forceinline__ void prepare(const DecodeParams&, std::uint32_t, Lane,
                                                  const Query<kSteps, kColumns>& query,
                                                  QueryTerms<kSteps, kColumns>& terms) {
-    if constexpr (!kKeyDepthWise) total_pairs(query.operand, terms.totals);
+    if constexpr (!kKeyDepthWise) total_steps<2>(query.operand, terms.totals);
   }
 
   // Scores of the page's tokens in units of log2.
@@ -271,7 +266,7 @@ struct GroupedPage : TwoProducts<GroupedPage<kKeyDepthWise, kValueDepthWise>> {
         add_grouped_row_wise<kBits>(params.key, parameters, planes, 0, lane, query.operand,
                                     terms.totals, sum);
       }
-      multiply_units<kBits>(sum, query.factor);
+      scale_units(kBits, -1, query.factor, sum);
     });
   }
 
@@ -285,7 +280,7 @@ struct GroupedPage : TwoProducts<GroupedPage<kKeyDepthWise, kValueDepthWise>> {
       if constexpr (kValueDepthWise) {
         return depth_wise_parameters<2>(params.value, page, room, lane);
       } else {
-        total_pairs(weights, totals);
+        total_steps<2>(weights, totals);
         return row_wise_parameters(params.value, page, room, kBlocks * params.value.depth_groups,
                                    lane);
       }
@@ -348,7 +343,7 @@ struct AnyPage {
         constexpr Bits kBits = decltype(bits)::value;
         add_any_product<kBits>(layout, page, max(block, 0), lane, key ? operands : weight_operands,
                                product);
-        multiply_units<kBits>(product, key ? query.factor : 1.0F);
+        scale_units(kBits, -1, key ? query.factor : 1.0F, product);
       });
       if (key) {
         Operand<4, kColumns> weights;

@@ -208,18 +208,13 @@ __device__ __forceinline__ void rotate_query(Query<kSteps, kColumns>& query, int
 template <int kSteps, int kColumns>
 __device__ __forceinline__ void query_bias(const Operand<kSteps, kColumns>& operand, float middle,
                                            float (&bias)[kSteps / 4][kColumns][2]) {
-  const FragmentA ones = {kHalfOnes, kHalfOnes, kHalfOnes, kHalfOnes};
+  total_steps<4>(operand, bias);
 #pragma unroll
   for (int group = 0; group < kSteps / 4; ++group) {
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
-      FragmentC total = {};
-#pragma unroll
-      for (int s = 0; s < 4; ++s) {
-        multiply_add(total, ones, operand.b[4 * group + s][c][0], operand.b[4 * group + s][c][1]);
-      }
-#pragma unroll
-      for (int e = 0; e < 2; ++e) bias[group][c][e] = -middle * total[e];
+      bias[group][c][0] *= -middle;
+      bias[group][c][1] *= -middle;
     }
   }
 }

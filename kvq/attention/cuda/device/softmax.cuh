@@ -117,41 +117,47 @@ template <int kBlocks, int kColumns>
 __device__ __noinline__ void rotate_values(BlockSum<kColumns> (&values)[kBlocks], int length,
                                            Lane lane) {
   const float factor = rsqrtf(static_cast<float>(length));
+  float signs[3];
+#pragma unroll
+  for (int i = 0; i < 3; ++i) signs[i] = (lane.g >> i & 1) != 0 ? -1.0F : 1.0F;
 #pragma unroll 1
-  for (int tile = 0; tile < 4 * kBlocks; ++tile) {
-    for (int c = 0; c < kColumns; ++c) {
-      FragmentC& x = values[tile / 4][tile % 4][c];
+  for (int c = 0; c < kColumns; ++c) {
+    float x[4 * kBlocks][4];
+#pragma unroll
+    for (int tile = 0; tile < 4 * kBlocks; ++tile) {
+      const FragmentC& from = values[tile / 4][tile % 4][c];
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const float sum = x[e] + x[e + 2];
-        x[e + 2] = (x[e] - x[e + 2]) * factor;
-        x[e] = sum * factor;
+        x[tile][e] = (from[e] + from[e + 2]) * factor;
+        x[tile][e + 2] = (from[e] - from[e + 2]) * factor;
       }
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
+      for (int i = 0; i < 3; ++i) {
 #pragma unroll
-        for (int distance = 1; distance <= 4; distance *= 2) {
-          const float other = __shfl_xor_sync(0xffffffffU, x[e], 4 * distance);
-          x[e] = (lane.g & distance) ? other - x[e] : x[e] + other;
+        for (int e = 0; e < 4; ++e) {
+          const float other = __shfl_xor_sync(0xffffffffU, x[tile][e], 4 << i);
+          x[tile][e] = fmaf(x[tile][e], signs[i], other);
         }
       }
     }
-  }
-#pragma unroll 1
-  for (int distance = 1; 16 * distance < length; distance *= 2) {
-#pragma unroll 1
-    for (int tile = 0; tile < 4 * kBlocks; ++tile) {
-      if (tile & distance) continue;
-      const int other = tile + distance;
-      for (int c = 0; c < kColumns; ++c) {
+#pragma unroll
+    for (int distance = 1; distance < 4 * kBlocks; distance *= 2) {
+      if (16 * distance >= length) break;
+#pragma unroll
+      for (int tile = 0; tile < 4 * kBlocks; ++tile) {
+        if (tile & distance) continue;
+#pragma unroll
         for (int e = 0; e < 4; ++e) {
-          float& low = values[tile / 4][tile % 4][c][e];
-          float& high = values[other / 4][other % 4][c][e];
-          const float sum = low + high;
-          high = low - high;
-          low = sum;
+          const float sum = x[tile][e] + x[tile + distance][e];
+          x[tile + distance][e] = x[tile][e] - x[tile + distance][e];
+          x[tile][e] = sum;
         }
       }
+    }
+#pragma unroll
+    for (int tile = 0; tile < 4 * kBlocks; ++tile) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) values[tile / 4][tile % 4][c][e] = x[tile][e];
     }
   }
 }

@@ -2,8 +2,8 @@
 // from the sequences' lengths, so that lengths may change between launches of one graph.
 //
 //   item   = one kv head (and tile of query heads) of one sequence
-//   unit   = a page, or 16 exact rows; exact units lie evenly between an item's fixed pages, and a
-//            warp takes its own first
+//   unit   = up to 16 exact rows, of the sinks or of the tail, or a page; an item begins with its
+//            exact units, so that few warps go from rows to pages
 //   fixed  = an item's units but for a share of the pages of a long item, which the warps that
 //            have finished claim one by one: the drift of a static split costs 10 %
 //
@@ -54,13 +54,22 @@ struct Cut {
   Divisor warps;  // that have a range
 };
 
-struct Unit {
-  enum Kind : int { kNone, kExact, kPage } kind;
-  int index;  // of 16 rows, or of the page in its sequence
+// Units of exact rows: those of the sinks, then those of the tail.
+__device__ __forceinline__ int exact_units_of(int rows) {
+  return (rows + kExactUnitRows - 1) / kExactUnitRows;
+}
+
+// What a warp has of an item from the start: units of exact rows and, after them, pages, by their
+// numbers in the sequence.
+struct Share {
+  int exact;
+  int exact_end;
+  int page;
+  int page_end;
 };
 
-// Units are asked for one after the other: request(), and where that starts a claim, receive() for
-// what came of it.
+inline constexpr int kNoPage = -1;
+
 class Work {
  public:
   // cut: in shared memory, of this warp.
@@ -101,32 +110,30 @@ class Work {
   // Has no range and takes part in no item; nothing else may be asked.
   __device__ bool idle() const { return idle_; }
 
-  // The next unit is claimed, if there is one.
-  __device__ bool claims_next() const { return exact_ == exact_end_ && page_ == page_end_; }
+  __device__ const Share& share() const { return share_; }
 
-  // Asks for the item's next unit. True: it is `unit`, perhaps kNone. False: receive() knows,
-  // which had better be asked later.
-  __device__ bool request(Unit& unit, int& claim) {
-    unit = {Unit::kNone, 0};
-    if (exact_ < exact_end_) {
-      unit = {Unit::kExact, exact_++};
-      return true;
-    }
-    if (page_ < page_end_) {
-      unit = {Unit::kPage, page_++};
-      return true;
-    }
-    if (another_item() || units_.fixed >= units_.total) return true;
-    if (lane_.index == 0) {
-      claim = static_cast<int>(atomicAdd(&params_.counters[item()].claims, 1U));
-    }
-    return false;
+  // Pages may be left to be claimed when all of the share are started.
+  __device__ bool may_claim() const { return !another_item() && units_.fixed < units_.total; }
+  // Starts a claim if `claims`; what came of it had better be asked later. No branches, here and in
+  // claimed_page(): they would cost more than all else.
+  __device__ __forceinline__ int claim(bool claims) const {
+    int number = 0;
+    asm volatile(
+        "{\n.reg .pred p;\n"
+        "setp.ne.u32 p, %2, 0;\n"
+        "@p atom.global.add.u32 %0, [%1], 1;\n}"
+        : "+r"(number)
+        : "l"(&params_.counters[item()].claims), "r"(claims && lane_.index == 0 ? 1U : 0U)
+        : "memory");
+    return number;
   }
-  __device__ Unit receive(int claim) {
+  // The page that was claimed, or kNoPage: all are taken. Without a claim: `page`.
+  __device__ __forceinline__ int claimed_page(bool claims, int claim, int page) {
     const int index = units_.fixed + __shfl_sync(0xffffffffU, claim, 0);
-    if (index < units_.total) return {Unit::kPage, index - units_.exact};
-    units_.total = units_.fixed;  // no more claims
-    return {Unit::kNone, 0};
+    const bool taken = index >= units_.total;
+    if (claims) page = taken ? kNoPage : index - units_.exact;
+    if (claims && taken) units_.total = units_.fixed;  // no more claims
+    return page;
   }
 
   // The range goes on behind the item.
@@ -178,7 +185,7 @@ class Work {
   // An empty sequence has one exact unit without rows; one that does not exist has none.
   __device__ static int units_of(SequenceLength length) {
     if (length.pages < 0) return 0;
-    const int exact = (length.sinks + length.tail + kExactUnitRows - 1) / kExactUnitRows;
+    const int exact = exact_units_of(length.sinks) + exact_units_of(length.tail);
     return max(exact + length.pages, 1);
   }
   // Of one item of the sequence.
@@ -219,14 +226,10 @@ class Work {
   __device__ __forceinline__ void start_item(int position) {
     const int first = position - item_begin_;
     const int last = min(end_ - item_begin_, units_.fixed);
-    exact_ = exact_end_ = 0;
-    if (units_.exact > 0) {
-      const int distance = divide(units_.fixed, units_.exact);
-      exact_ = min(divide(first + distance - 1, distance), units_.exact);
-      exact_end_ = min(divide(last + distance - 1, distance), units_.exact);
-    }
-    page_ = first - exact_;
-    page_end_ = last - exact_end_;
+    share_.exact = min(first, units_.exact);
+    share_.exact_end = min(last, units_.exact);
+    share_.page = first - share_.exact;
+    share_.page_end = last - share_.exact_end;
   }
 
   // own: length of the sequence of the lane's number.
@@ -273,10 +276,7 @@ class Work {
   int head_;
   int item_begin_;
   SequenceUnits units_;
-  int exact_;  // the next unit to ask for
-  int exact_end_;
-  int page_;
-  int page_end_;
+  Share share_;
 };
 
 }  // namespace kvq::cuda
