@@ -27,5 +27,6 @@ NB_MODULE(_core, module) {
       nb::arg("count"), "Sets the number of threads, at least 1.");
   bind_codec(module);
   bind_cache(module);
+  bind_paged(module);
   bind_plans(module);
 }

@@ -7,6 +7,7 @@ namespace kvq::python {
 
 void bind_codec(nanobind::module_& module);
 void bind_cache(nanobind::module_& module);
+void bind_paged(nanobind::module_& module);
 void bind_plans(nanobind::module_& module);
 
 }  // namespace kvq::python

@@ -51,6 +51,8 @@ Result<Rows> rows_of_array(const AnyArray& array, std::string_view name, bool to
   return rows;
 }
 
+}  // namespace
+
 void read_row(const Rows& rows, int sequence, int head, int token, float* target) {
   const std::byte* row = rows.row(sequence, head, token);
   const auto count = static_cast<std::size_t>(rows.head_dim);
@@ -66,8 +68,6 @@ void read_row(const Rows& rows, int sequence, int head, int token, float* target
   }
 }
 
-}  // namespace
-
 std::byte* Rows::row(int sequence, int head, int token) const {
   return data +
          (sequence * batch_stride + head * head_stride + token * token_stride) * bytes_of(number);
@@ -79,6 +79,10 @@ Result<Rows> rows_of(const Array& array, std::string_view name) {
 
 Result<Rows> rows_of(const OutputArray& array, std::string_view name) {
   return rows_of_array(array, name, false);
+}
+
+Result<Rows> token_major_rows_of(const Array& array, std::string_view name) {
+  return rows_of_array(array, name, true);
 }
 
 Result<Rows> token_major_rows_of(const OutputArray& array, std::string_view name) {

@@ -41,6 +41,7 @@ struct Rows {
 Result<Rows> rows_of(const Array& array, std::string_view name);
 Result<Rows> rows_of(const OutputArray& array, std::string_view name);
 // The same, of an array [batch, tokens, heads, head_dim].
+Result<Rows> token_major_rows_of(const Array& array, std::string_view name);
 Result<Rows> token_major_rows_of(const OutputArray& array, std::string_view name);
 
 // Which tokens of a chunk are cached and attend: [batch, tokens]. Without an array: all.
@@ -64,7 +65,8 @@ class KeptTokens {
 void gather(const Rows& rows, int sequence, const KeptTokens& kept, float* target);
 // Back to the same places; tokens that are not kept become zero.
 void scatter(const float* source, int sequence, const KeptTokens& kept, const Rows& rows);
-// One row, [head_dim], converted to the array's numbers.
+// One row, [head_dim], from and to the array's numbers.
+void read_row(const Rows& rows, int sequence, int head, int token, float* target);
 void write_row(const float* source, const Rows& rows, int sequence, int head, int token);
 
 }  // namespace kvq::python
