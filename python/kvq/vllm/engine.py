@@ -58,6 +58,10 @@ class Engine:
         self.by_block: dict[int, Running] = {}
         self.reused_tokens = 0
 
+    def close(self) -> None:
+        """Lets the slots' memory go; no step may follow."""
+        self.cache = None
+
     def begin_step(self, output: Any) -> None:
         """Follows vLLM's scheduler: `output` is its SchedulerOutput."""
         for request in (*output.finished_req_ids, *(output.preempted_req_ids or ())):

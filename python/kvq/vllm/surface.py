@@ -13,6 +13,7 @@ import atexit
 import dataclasses
 import functools
 import re
+import weakref
 from typing import Any
 
 import torch
@@ -31,6 +32,16 @@ from .settings import BLOCK_TOKENS, Settings, check_block_size, check_version, o
 logger = init_logger("vllm.kvq")
 
 
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_engines() -> None:
+    # Configurations outlive the interpreter's module objects; caches must not.
+    for engine in _engines:
+        engine.close()
+
+
 def _settings(vllm_config: VllmConfig) -> Settings | None:
     """Settings of a configuration that was checked, kept with it."""
     if not hasattr(vllm_config, "kvq_settings"):
@@ -44,7 +55,7 @@ def _engine(vllm_config: VllmConfig) -> Engine:
         settings = _settings(vllm_config)
         follow(torch.get_num_threads())
         vllm_config.kvq_engine = Engine(settings)
-        atexit.register(delattr, vllm_config, "kvq_engine")
+        _engines.add(vllm_config.kvq_engine)
         formats = sorted(set(settings.specs), key=settings.specs.index)
         logger.info("kvq: %s; %.1f MiB for 16-bit rows of %d requests; window %d", ", ".join(formats),
                     settings.slot_bytes / 2**20, settings.slots, settings.window)
