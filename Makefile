@@ -7,7 +7,7 @@ TEST_JOBS ?= $(shell nproc)
 PREFIX ?= /usr/local
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test bench lint lint-deep format asan tsan python install packages lint-packages clean
+.PHONY: help demo build test bench lint lint-deep format asan tsan python test-vllm install packages lint-packages clean
 
 help: ## this text
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ python: packages ## build the Python package into build/python and run its tests
 	python=$$(tools/python_env.sh) && cmake --preset release -DKVQ_PYTHON=ON -DPython_EXECUTABLE=$$python && \
 	  cmake --build --preset release -j $(JOBS) --target kvq kvq_python_package && \
 	  ctest --preset release -R '^python[.]' && tools/test_wheel.sh $$python
+
+test-vllm: build ## install vLLM (5.9 GB) into .venv-vllm and run the tests that need it
+	@tools/test_vllm.sh
 
 install: build ## install into PREFIX (default /usr/local)
 	cmake --install build --prefix $(PREFIX)

@@ -2,7 +2,8 @@
 # measure.sh [NAME...]: takes the measurements behind the tables of README.md and docs/ (all of them,
 # or those named), stores them in docs/results/ and rewrites the tables. Wants a quiet machine; about
 # an hour on two cores, most of it for `plans`. Needs build/kvq; `wiki` also needs KVQ_SHARED, a folder with
-# data/text/wiki-heldout.txt; `peers` needs Python packages (tools/peers), `gpu` a CUDA device.
+# data/text/wiki-heldout.txt; `peers` needs Python packages (tools/peers), `gpu` a CUDA device, `vllm` what
+# tools/test_vllm.sh installs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 kvq=build/kvq
@@ -88,6 +89,13 @@ if wanted support; then
 fi
 if wanted peers; then
   tools/record.py peers python3 tools/peers/llama_cpp.py --threads $threads
+fi
+if wanted vllm && [ -x .venv-vllm/bin/python ]; then  # made by tools/test_vllm.sh
+  vllm=.venv-vllm/bin/python
+  build/kvq plan --budget 3 -o build/plan3.json
+  tools/record.py vllm_capacity "$vllm" bench/vllm/capacity.py --plan build/plan3.json
+  tools/record.py vllm_throughput "$vllm" bench/vllm/throughput.py --kv k4v2
+  tools/record.py vllm_throughput_tight "$vllm" bench/vllm/throughput.py --kv k4v2 --hold 4
 fi
 if wanted gpu && command -v nvidia-smi > /dev/null; then  # needs torch
   tools/record.py gpu_attention python3 bench/gpu/compare.py build/bench/gpu/decode_bench_cuda

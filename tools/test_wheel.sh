@@ -27,6 +27,6 @@ for module in ("_core", "_model"):
     assert ("abi3" in name) == (sys.version_info >= (3, 12)), name
     assert (package / f"{module}.pyi").exists(), module
 END
-for test in arrays configs measure plans types; do
+for test in arrays configs measure plans types vllm; do
   "$folder/environment/bin/python" -B -m unittest -q "test_$test"
 done

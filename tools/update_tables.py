@@ -294,6 +294,31 @@ def python_tasks(results):
     return table(["format"] + names, rows) + "\n" + results.provenance("python_tasks")
 
 
+def vllm_capacity(results):
+    """Tokens in a GiB of vLLM's cache."""
+    run = results.record("vllm_capacity")["result"]
+    base = run["rows"][0]["tokens_per_gib"]
+    rows = [[row["name"], f"{row['tokens_per_gib']:,}", f"{row['tokens_per_gib'] / base:.2f}"] for row in run["rows"]]
+    header = ["cache", "tokens in a GiB", "times vLLM's own"]
+    note = (f"The included model; of the GiB, kvq needs some for the 16-bit rows of {run['max_num_seqs']} requests. "
+            "The plan is one of `kvq plan --budget 3`.\n")
+    return table(header, rows) + "\n\n" + note + results.provenance("vllm_capacity")
+
+
+def vllm_throughput(results):
+    """vLLM's own cache beside kvq's, with plenty of memory and with little."""
+    rows = []
+    for name, memory in (("vllm_throughput", "plenty"), ("vllm_throughput_tight", "{hold} requests at 16 bits")):
+        run = results.record(name)["result"]
+        rows += [[engine["name"], memory.format(**run), f"{engine['requests_per_s']:.2f}",
+                  f"{engine['prompt_tokens_per_s']:,.0f}", f"{engine['decode_tokens_per_s']:,.0f}",
+                  f"{engine['preemptions']:.0f}"] for engine in run["engines"]]
+    header = ["cache", "memory", "requests/s", "prompt tokens/s", "decode tokens/s", "preemptions"]
+    note = (f"{run['requests']} requests at once of {run['prompt']:,} + {run['tokens']} tokens, the included model in "
+            f"bfloat16, vLLM {run['vllm']}, torch {run['torch']}, {run['threads']} threads.\n")
+    return table(header, rows) + "\n\n" + note + results.provenance("vllm_throughput", "vllm_throughput_tight")
+
+
 def speed_generate(results):
     entries = results.formats("generate")
     rows = [[f"`{spec}`", f"`{e['kernel']}`", size(e), f"{e['prefill_tokens_per_s']:,.0f}",
@@ -324,7 +349,8 @@ def support(results):
 FIGURES = {function.__name__: function for function in (
     headline, overview, accuracy_widths, accuracy_options, accuracy_fits, accuracy_kivi, accuracy_wiki,
     plans, python_decode, python_tasks, speed_attention, speed_gpu_attention, speed_gpu_prefill, speed_gpu_pack,
-    speed_gpu_generate, speed_gpu_prompt, speed_append, speed_generate, speed_peers, support)}
+    speed_gpu_generate, speed_gpu_prompt, speed_append, speed_generate, speed_peers, support, vllm_capacity,
+    vllm_throughput)}
 
 
 def rewrite(text, results, page):

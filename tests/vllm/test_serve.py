@@ -1,4 +1,4 @@
-"""`vllm serve` under load: all items of both tasks by 16 clients with few blocks, and requests that are
+"""`vllm serve` under load: 400 items of the tasks by 16 clients with few blocks, and requests that are
 aborted among others. KVQ_LOAD_SECONDS = how long the mixed load lasts."""
 import concurrent.futures
 import json
@@ -21,6 +21,7 @@ from support import MODEL, PAGE_BYTES, SLOT_BYTES, command_right, tasks
 
 CLIENTS = 16
 BLOCKS = 80  # 16 requests need about 150
+ITEMS = 200  # of each task
 TOKENS = 72
 LOAD_SECONDS = float(os.environ.get("KVQ_LOAD_SECONDS", 30))
 START_SECONDS = 600
@@ -85,8 +86,8 @@ class Server:
 class ServeTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.items = [item for name in ("recall", "arith") for item in tasks(name)]
-        cls.offline = command_right(["recall", "arith"], "--kv", "k4v2", "--sinks", "0", "--window", "0")
+        cls.items = [item for name in ("recall", "arith") for item in tasks(name, ITEMS)]
+        cls.offline = command_right(["recall", "arith"], "--limit", str(ITEMS), "--kv", "k4v2", "--sinks", "0", "--window", "0")
         cls.log = tempfile.NamedTemporaryFile("w+", suffix=".log")
         cls.server = Server(cls.log)
         try:
