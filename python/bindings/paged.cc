@@ -26,6 +26,7 @@ std::span<const std::int32_t> span_of(const Integers& array) {
 PagedCache create(const std::vector<std::string>& specs, int query_heads, int kv_heads,
                   int head_dim, int slots, int window) {
   std::vector<LayerSpec> layers;
+  layers.reserve(specs.size());
   for (const std::string& spec : specs) layers.push_back(take(parse_layer_spec(spec)));
   return take(PagedCache::create(layers, {.query_heads = query_heads,
                                           .kv_heads = kv_heads,
