@@ -6,10 +6,8 @@
 #include <cstring>
 #include <utility>
 
-#include "kvq/base/cpu.h"
 #include "kvq/cache/cache_spec.h"
 #include "kvq/codec/pack.h"
-#include "python/bindings/workers.h"
 
 namespace kvq::python {
 namespace {
@@ -72,58 +70,63 @@ std::int64_t PagedCache::slot_bytes() const {
          static_cast<std::int64_t>(sizeof(Half));
 }
 
-Status PagedCache::plan_request(int layer, std::int64_t block_count, const PagedStep& step,
-                                std::size_t index) {
+Status PagedCache::check_request(const PagedStep& step, std::size_t index,
+                                 std::int64_t block_count) const {
   const std::int64_t tokens = step.starts[index + 1] - step.starts[index];
   const std::int64_t end = step.lengths[index];
   const std::int64_t begin = end - tokens;
   const std::int64_t first = step.firsts[index];
-  const int slot = step.slots[index];
   if (tokens < 1 || begin < 0) {
     return fail("request {}: expected 1 to {} new tokens, found {}", index, end, tokens);
   }
-  if (slot < 0 || slot >= shape_.slots) {
-    return fail("request {}: slot: expected 0 to {}, found {}", index, shape_.slots - 1, slot);
+  if (step.slots[index] < 0 || step.slots[index] >= shape_.slots) {
+    return fail("request {}: slot: expected 0 to {}, found {}", index, shape_.slots - 1,
+                step.slots[index]);
   }
-  if (first % kPageTokens != 0 || first > page_start(begin) || begin - first >= slot_rows()) {
+  if (first < 0 || first % kPageTokens != 0 || first > page_start(begin) ||
+      begin - first >= slot_rows()) {
     return fail(
         "request {}: first row: expected a block's start at most {} before token {}, "
         "found {}",
         index, slot_rows() - 1, begin, first);
   }
-  const std::int64_t blocks = page_of(end - 1) + 1;
-  if (blocks > step.columns) {
-    return fail("request {}: expected {} blocks in its table, found {}", index, blocks,
+  // Blocks that are written or read; the last one is neither before it is full.
+  if (page_of(end) > step.columns) {
+    return fail("request {}: expected {} blocks in its table, found {}", index, page_of(end),
                 step.columns);
   }
-  Request request{};
-  request.row = step.starts[index];
-  request.tokens = static_cast<int>(tokens);
-  request.begin = begin;
-  request.end = end;
-  request.first = first;
-  request.keep = std::max(first, page_start(end) - shape_.window);
-  request.slot =
-      slot_memory_[static_cast<std::size_t>(layer)].get() + tensor_elements(slot_rows()) * 2 * slot;
-  request.rows = request.slot;
-  request.capacity = slot_rows();
-  if (end - first > slot_rows()) {
-    request.rows = nullptr;  // takes part of `rows_`
-    request.capacity = end - first;
-  }
-  request.table = step.table.data() + static_cast<std::int64_t>(index) * step.columns;
-  // Those that are written or read; the last one is neither before it is full.
   for (std::int64_t page = 0; page < page_of(end); ++page) {
-    if (request.table[page] < 0 || request.table[page] >= block_count) {
+    const std::int32_t block =
+        step.table[index * static_cast<std::size_t>(step.columns) + static_cast<std::size_t>(page)];
+    if (block < 0 || block >= block_count) {
       return fail("request {}: block {}: expected 0 to {}, found {}", index, page, block_count - 1,
-                  request.table[page]);
+                  block);
     }
   }
-  for (std::int64_t page = page_of(begin); page < page_of(end); ++page) {
+  return {};
+}
+
+void PagedCache::plan_request(int layer, const PagedStep& step, std::size_t index) {
+  Request request{};
+  request.row = step.starts[index];
+  request.tokens = step.starts[index + 1] - step.starts[index];
+  request.end = step.lengths[index];
+  request.begin = request.end - request.tokens;
+  request.first = step.firsts[index];
+  request.keep = std::max(request.first, page_start(request.end) - shape_.window);
+  request.slot = slot_memory_[static_cast<std::size_t>(layer)].get() +
+                 tensor_elements(slot_rows()) * 2 * step.slots[index];
+  request.rows = request.slot;
+  request.capacity = slot_rows();
+  if (request.end - request.first > slot_rows()) {
+    request.rows = nullptr;  // takes part of `rows_`
+    request.capacity = request.end - request.first;
+  }
+  request.table = step.table.data() + static_cast<std::int64_t>(index) * step.columns;
+  for (std::int64_t page = page_of(request.begin); page < page_of(request.end); ++page) {
     pack_tasks_.push_back({static_cast<int>(requests_.size()), page});
   }
   requests_.push_back(request);
-  return {};
 }
 
 Status PagedCache::plan_step(int layer, const Blocks& blocks, const PagedStep& step,
@@ -148,7 +151,8 @@ Status PagedCache::plan_step(int layer, const Blocks& blocks, const PagedStep& s
   requests_.clear();
   pack_tasks_.clear();
   for (std::size_t i = 0; i < count; ++i) {
-    KVQ_RETURN_IF_ERROR(plan_request(layer, blocks.count, step, i));
+    KVQ_RETURN_IF_ERROR(check_request(step, i, blocks.count));
+    plan_request(layer, step, i);
   }
   return {};
 }
@@ -259,44 +263,19 @@ void PagedCache::keep_rows(const Request& request, int head) const {
   }
 }
 
-Status PagedCache::step(int layer, const Blocks& blocks, const PagedStep& step, const Rows& key,
-                        const Rows& value, const Rows& query, const Rows& output, float scale) {
-  Workers& workers = Workers::instance();
-  const auto held = workers.lock();
-  KVQ_RETURN_IF_ERROR(plan_step(layer, blocks, step, key, query));
-  if (requests_.empty()) return {};
-  take_workspace(query, output);
-  ThreadPool& threads = workers.threads();
-  const PageFormat& format = formats_[static_cast<std::size_t>(layer)];
-  const auto each_head = [&](auto&& body) {
-    threads.run(static_cast<int>(requests_.size()) * shape_.kv_heads, [&](int task, int) {
-      body(requests_[static_cast<std::size_t>(task / shape_.kv_heads)], task % shape_.kv_heads);
-    });
-  };
+// Packs one page of one kv head, from the rows that write_rows() left.
+void PagedCache::pack(const PackTask& task, int head, const PageFormat& format,
+                      const Blocks& blocks, Isa isa) const {
+  const Request& request = requests_[static_cast<std::size_t>(task.request)];
+  const std::int64_t row = task.page * kPageTokens - request.first;
+  const Half* keys = request.rows + (head * request.capacity + row) * shape_.head_dim;
+  pack_page(format, keys, keys + tensor_elements(request.capacity),
+            blocks.data + request.table[task.page] * blocks.stride +
+                head * static_cast<std::int64_t>(format.page_bytes),
+            isa);
+}
 
-  std::atomic<bool> finite{true};
-  each_head([&](const Request& request, int head) {
-    if (!write_rows(request, head, key, value)) finite = false;
-    if (!is_plain(query)) read_queries(request, head, query);
-  });
-  if (!finite) {
-    return fail("layer {}: expected finite keys and values within +-{}", layer, kHalfMax);
-  }
-
-  KVQ_ASSIGN_OR_RETURN(const Isa isa, default_isa());
-  threads.run(static_cast<int>(pack_tasks_.size()) * shape_.kv_heads, [&](int task, int) {
-    const PackTask& pack = pack_tasks_[static_cast<std::size_t>(task / shape_.kv_heads)];
-    const int head = task % shape_.kv_heads;
-    const Request& request = requests_[static_cast<std::size_t>(pack.request)];
-    const std::int64_t row = pack.page * kPageTokens - request.first;
-    const Half* keys = request.rows + (head * request.capacity + row) * shape_.head_dim;
-    pack_page(format, keys, keys + tensor_elements(request.capacity),
-              blocks.data + request.table[pack.page] * blocks.stride +
-                  head * static_cast<std::int64_t>(format.page_bytes),
-              isa);
-  });
-
-  make_views(format, blocks);
+Status PagedCache::attend(const Rows& query, float scale, Workers& workers) {
   const float* queries =
       is_plain(query) ? reinterpret_cast<const float*>(query.data) : queries_.data();
   for (std::size_t i = 0; i < requests_.size(); ++i) {
@@ -304,11 +283,39 @@ Status PagedCache::step(int layer, const Blocks& blocks, const PagedStep& step, 
         std::int64_t{requests_[i].row} * shape_.query_heads * shape_.head_dim;
     items_.push_back({&views_[i], queries + offset, output_rows_ + offset, requests_[i].tokens});
   }
-  const AttentionShape attention_shape{shape_.query_heads, shape_.kv_heads, shape_.head_dim, scale};
-  KVQ_ASSIGN_OR_RETURN(Attention * attention, workers.attention(attention_shape, false));
-  KVQ_RETURN_IF_ERROR(attention->run(items_, threads));
+  const AttentionShape shape{shape_.query_heads, shape_.kv_heads, shape_.head_dim, scale};
+  KVQ_ASSIGN_OR_RETURN(Attention * attention, workers.attention(shape, false));
+  return attention->run(items_, workers.threads());
+}
 
-  each_head([&](const Request& request, int head) {
+Status PagedCache::step(int layer, const Blocks& blocks, const PagedStep& step, const Rows& key,
+                        const Rows& value, const Rows& query, const Rows& output, float scale) {
+  Workers& workers = Workers::instance();
+  const auto held = workers.lock();
+  KVQ_RETURN_IF_ERROR(plan_step(layer, blocks, step, key, query));
+  if (requests_.empty()) return {};
+  KVQ_ASSIGN_OR_RETURN(const Isa isa, default_isa());
+  take_workspace(query, output);
+  const PageFormat& format = formats_[static_cast<std::size_t>(layer)];
+  const auto each_head = [&](const auto& tasks, auto&& body) {
+    workers.threads().run(static_cast<int>(tasks.size()) * shape_.kv_heads, [&](int index, int) {
+      body(tasks[static_cast<std::size_t>(index / shape_.kv_heads)], index % shape_.kv_heads);
+    });
+  };
+
+  std::atomic<bool> finite{true};
+  each_head(requests_, [&](const Request& request, int head) {
+    if (!write_rows(request, head, key, value)) finite = false;
+    if (!is_plain(query)) read_queries(request, head, query);
+  });
+  if (!finite) {
+    return fail("layer {}: expected finite keys and values within +-{}", layer, kHalfMax);
+  }
+  each_head(pack_tasks_,
+            [&](const PackTask& task, int head) { pack(task, head, format, blocks, isa); });
+  make_views(format, blocks);
+  KVQ_RETURN_IF_ERROR(attend(query, scale, workers));
+  each_head(requests_, [&](const Request& request, int head) {
     if (!is_plain(output)) write_output(request, head, output);
     keep_rows(request, head);
   });

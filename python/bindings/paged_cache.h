@@ -18,10 +18,11 @@
 #include <vector>
 
 #include "kvq/attention/attention.h"
+#include "kvq/base/cpu.h"
 #include "kvq/base/half.h"
-#include "kvq/base/thread_pool.h"
 #include "kvq/codec/page_format.h"
 #include "python/bindings/tensor.h"
+#include "python/bindings/workers.h"
 
 namespace kvq::python {
 
@@ -98,12 +99,15 @@ class PagedCache {
 
   Status plan_step(int layer, const Blocks& blocks, const PagedStep& step, const Rows& key,
                    const Rows& query);
-  Status plan_request(int layer, std::int64_t block_count, const PagedStep& step,
-                      std::size_t index);
+  Status check_request(const PagedStep& step, std::size_t index, std::int64_t block_count) const;
+  void plan_request(int layer, const PagedStep& step, std::size_t index);
   void take_workspace(const Rows& query, const Rows& output);
   bool write_rows(const Request& request, int head, const Rows& key, const Rows& value);
   void read_queries(const Request& request, int head, const Rows& query);
+  void pack(const PackTask& task, int head, const PageFormat& format, const Blocks& blocks,
+            Isa isa) const;
   void make_views(const PageFormat& format, const Blocks& blocks);
+  Status attend(const Rows& query, float scale, Workers& workers);
   void write_output(const Request& request, int head, const Rows& output) const;
   void keep_rows(const Request& request, int head) const;
 
