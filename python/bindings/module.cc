@@ -25,6 +25,13 @@ NB_MODULE(_core, module) {
         Workers::instance().set_thread_count(count);
       },
       nb::arg("count"), "Sets the number of threads, at least 1.");
+  module.def(
+      "start_threads",
+      [] {
+        const auto held = Workers::instance().lock();
+        Workers::instance().threads();
+      },
+      "Starts the threads now: they may use the processors that the caller may use.");
   bind_codec(module);
   bind_cache(module);
   bind_paged(module);

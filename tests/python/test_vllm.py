@@ -1,7 +1,10 @@
 """What vLLM asks of kvq, played by stand-ins: no vLLM and no torch needed."""
 import dataclasses
 import json
+import os
 import pathlib
+import subprocess
+import sys
 import tempfile
 import types
 import unittest
@@ -329,6 +332,29 @@ def fake_config(kvq_options={"kv": "k4v2"}, model=None, **changes):
         kv_transfer_config=None)
     vars(config).update(changes)
     return config
+
+
+class ThreadsTest(unittest.TestCase):
+    @unittest.skipIf(len(os.sched_getaffinity(0)) < 2, "needs two processors")
+    def test_threads_start_on_all_processors_beside_pinned_ones(self):
+        program = """
+import os, threading
+from kvq import _core, threads
+first, *others = sorted(os.sched_getaffinity(0))
+waits = threading.Event()
+held = threading.Thread(target=waits.wait)
+held.start()
+os.sched_setaffinity(0, {first})
+known = set(os.listdir("/proc/self/task"))
+_core.set_thread_count(3)
+threads.start_beside_pinned()
+started = set(os.listdir("/proc/self/task")) - known
+print(len(started), os.sched_getaffinity(0) == {first},
+      all(os.sched_getaffinity(int(thread)) == {first, *others} for thread in started))
+waits.set()
+"""
+        done = subprocess.run([sys.executable, "-B", "-c", program], check=True, capture_output=True, text=True)
+        self.assertEqual(done.stdout.split(), ["2", "True", "True"])
 
 
 class SettingsTest(unittest.TestCase):

@@ -25,7 +25,7 @@ from vllm.v1.attention.backend import AttentionBackend, AttentionImpl, Attention
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 from vllm.v1.kv_cache_layout import KVCacheLayout
 
-from ..threads import follow
+from ..threads import follow, start_beside_pinned
 from .engine import Engine, Step
 from .settings import BLOCK_TOKENS, Settings, check_block_size, check_version, options_of, settings_of
 
@@ -54,6 +54,8 @@ def _engine(vllm_config: VllmConfig) -> Engine:
     if not hasattr(vllm_config, "kvq_engine"):
         settings = _settings(vllm_config)
         follow(torch.get_num_threads())
+        torch.zeros(2**20).add_(1)  # torch's threads are there, and pinned, after their first work
+        start_beside_pinned()
         vllm_config.kvq_engine = Engine(settings)
         _engines.add(vllm_config.kvq_engine)
         formats = sorted(set(settings.specs), key=settings.specs.index)
