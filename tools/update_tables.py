@@ -174,6 +174,8 @@ def speed_gpu_attention(results):
     rows = []
     for cases in zip(*run["runs"]):
         case = cases[0]
+        if case["append"]:
+            continue
         sequences, query_heads, kv_heads, tokens, head_dim = case["shape"]
         modes = [mode for mode in ("window", "deterministic") if case[mode]]
         plain = min(peers[tuple(case["shape"])].values())
@@ -215,6 +217,24 @@ def speed_gpu_pack(results):
             for case in results.record("gpu_pack")["result"]["runs"]]
     header = ["format", "pages of 8 kv heads", "µs", "µs a step and layer", "GB/s"]
     return table(header, rows) + "\n" + results.provenance("gpu_pack")
+
+
+def speed_gpu_step(results):
+    """What a step appends and packs, beside its attention."""
+    packing = {tuple(case["shape"]): case["microseconds"] / 64
+               for case in results.record("gpu_pack")["result"]["runs"] if case["spec"] == "k4v2"}
+    times = {}
+    for case in (case for run in results.record("gpu_attention")["result"]["runs"] for case in run):
+        if case["window"] and case["spec"] == "k4v2":
+            times.setdefault(tuple(case["shape"]), {}).setdefault(case["append"], []).append(case["microseconds"])
+    rows = []
+    for (sequences, query_heads, kv_heads, tokens, head_dim), time in times.items():
+        plain, longer = (sum(time[append]) / len(time[append]) for append in (False, True))
+        pack = packing[sequences, kv_heads, head_dim]
+        rows.append([f"{sequences}, {query_heads}/{kv_heads}, {tokens:,}, {head_dim}", f"{plain:.1f}",
+                     f"{longer - plain:.2f}", f"{pack:.2f}", percent((longer - plain + pack) / plain)])
+    header = ["sequences, heads, tokens, head_dim", "attention, µs", "append, µs", "packing, µs", "share"]
+    return table(header, rows) + "\n" + results.provenance("gpu_attention", "gpu_pack")
 
 
 def speed_gpu_generate(results):

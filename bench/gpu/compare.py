@@ -37,7 +37,7 @@ OPTIONS = ["k4:affine,v2:affine", "k4:channel:affine:none,v2:affine:none", "k4:g
 def cases():
     """(format, shape, modes) of every line of the table."""
     yield from (("k4v2", shape, "") for shape in SHAPES + [SMALL_HEADS])
-    yield from (("k4v2", shape, "window") for shape in SHAPES)
+    yield from (("k4v2", shape, mode) for shape in SHAPES for mode in ("window", "window append"))
     yield from (("k4v2", SHAPES[i], "deterministic") for i in (0, 1, 3, 5))
     yield from ((spec, CENTRAL, "") for spec in WIDTHS + OPTIONS)
 
@@ -130,7 +130,7 @@ def main():
         best = min(peers[shape], key=peers[shape].get)
         mean = (first["microseconds"] + second["microseconds"]) / 2
         bandwidth = (first["gigabytes_per_second"] + second["gigabytes_per_second"]) / 2
-        name = first["spec"] + "".join(f" {mode}" for mode in ("deterministic", "window") if first[mode])
+        name = first["spec"] + "".join(f" {mode}" for mode in ("deterministic", "window", "append") if first[mode])
         print(f"{name:40} {str(shape):28} {peers[shape][best]:7.1f} {first['microseconds']:7.2f} {second['microseconds']:7.2f} "
               f"{bandwidth:5.0f} {100 * bandwidth / copy:6.1f} {peers[shape][best] / mean:5.2f}  {best}")
     if options.json:

@@ -1,10 +1,11 @@
 // Times decode attention over packed pages on a CUDA device.
 //
 // Reads cases from standard input, a line each:
-//   SPEC SEQUENCES QUERY_HEADS KV_HEADS TOKENS HEAD_DIM [deterministic] [window]
+//   SPEC SEQUENCES QUERY_HEADS KV_HEADS TOKENS HEAD_DIM [deterministic] [window] [append]
 // and prints a line of JSON for each. A graph of launches that rotate over at least 300 MB of pages
 // (more than twice any L2), through shuffled page tables; every page is distinct memory. `window`:
-// 4 sinks and a window of 64 are exact rows; otherwise all tokens are in pages.
+// 4 sinks and a window of 64 are exact rows; otherwise all tokens are in pages. `append`: before
+// each launch the step's keys and values are written to row blocks, as in a decode step.
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
 
@@ -21,6 +22,8 @@
 
 #include "bench/gpu/timing.h"
 #include "kvq/attention/cuda/decode.h"
+#include "kvq/cache/cuda/append_rows.h"
+#include "kvq/cache/cuda/block_unit.h"
 #include "kvq/codec/pack.h"
 
 namespace kvq::cuda {
@@ -39,6 +42,7 @@ struct Case {
   int head_dim;
   bool deterministic;
   bool window;
+  bool append;
 
   SequenceLength length() const {
     constexpr std::int64_t kSinks = 4;
@@ -118,6 +122,48 @@ struct Input {
   Memory output;
 };
 
+// A row of every sequence, written to a row block of its own.
+class Append {
+ public:
+  explicit Append(const Case& test)
+      : numbers_(std::size_t(test.sequences) * test.kv_heads * test.head_dim),
+        block_units_(static_cast<std::int32_t>(
+            (4 * numbers_ / test.sequences * kPageTokens + kBlockUnit - 1) / kBlockUnit)),
+        rows_(2 * numbers_ * sizeof(float)),
+        places_(test.sequences * sizeof(RowPlace)),
+        blocks_(std::size_t(test.sequences) * block_units_ * kBlockUnit),
+        bad_(sizeof(BadNumber)) {
+    check(cudaMemset(rows_.data, 0, 2 * numbers_ * sizeof(float)));
+    std::vector<RowPlace> places;
+    for (int i = 0; i < test.sequences; ++i) places.push_back({i * block_units_, i % kPageTokens});
+    places_.set(places);
+    bad_.set<BadNumber>({kNoBadNumber});
+    batch_ = {.key = rows_.as<float>(),
+              .value = rows_.as<float>() + numbers_,
+              .places = places_.as<RowPlace>(),
+              .base = blocks_.as<std::byte>(),
+              .bad = bad_.as<BadNumber>(),
+              .row_offset = 0,
+              .sink_offset = 0,
+              .rows = test.sequences,
+              .kv_heads = test.kv_heads,
+              .head_dim = test.head_dim,
+              .sinks = 0,
+              .layer = 0};
+  }
+
+  void run(cudaStream_t stream) const { check(append_rows(batch_, stream)); }
+
+ private:
+  std::size_t numbers_;  // of the keys
+  std::int32_t block_units_;
+  Memory rows_;
+  Memory places_;
+  Memory blocks_;
+  Memory bad_;
+  AppendRows batch_{};
+};
+
 DecodeBatch batch_of(const Case& test, const PageFormat& format, const Input& input,
                      const SequenceLength* lengths) {
   const SequenceLength length = test.length();
@@ -170,10 +216,12 @@ Status measure(const Case& test) {
   KVQ_RETURN_IF_ERROR(decode.initialize(workspace.data, stream.get()));
   check(cudaStreamSynchronize(stream.get()));
 
+  const Append append(test);
   const int launches = (8 + rotated - 1) / rotated * rotated;
   Status status;
   const Graph graph(stream, [&] {
     for (int i = 0; i < launches && status; ++i) {
+      if (test.append) append.run(stream.get());
       status = decode.run(
           batch_of(test, format, *inputs[i % rotated], device_lengths.as<SequenceLength>()),
           workspace.data, stream.get());
@@ -186,11 +234,12 @@ Status measure(const Case& test) {
   const double median = times[times.size() / 2];
   fmt::print(
       R"({{"spec": "{}", "shape": [{}, {}, {}, {}, {}], "kernel": "{}", "deterministic": {}, "window": {}, )"
+      R"("append": {}, )"
       R"("microseconds": {:.2f}, "p10": {:.2f}, "p90": {:.2f}, "gigabytes_per_second": {:.0f}}})"
       "\n",
       test.spec, test.sequences, test.query_heads, test.kv_heads, test.tokens, test.head_dim,
-      decode.kernel_name(), test.deterministic, test.window, median, times[times.size() / 10],
-      times[times.size() * 9 / 10],
+      decode.kernel_name(), test.deterministic, test.window, test.append, median,
+      times[times.size() / 10], times[times.size() * 9 / 10],
       static_cast<double>(bytes + 2 * test.exact_numbers() * sizeof(Half)) / median * 1e-3);
   std::fflush(stdout);
   return {};
@@ -206,12 +255,13 @@ int run() {
     for (std::string mode; words >> mode;) {
       test.deterministic |= mode == "deterministic";
       test.window |= mode == "window";
-      valid &= mode == "deterministic" || mode == "window";
+      test.append |= mode == "append";
+      valid &= mode == "deterministic" || mode == "window" || mode == "append";
     }
     if (!valid) {
       std::fprintf(stderr,
                    "expected SPEC SEQUENCES QUERY_HEADS KV_HEADS TOKENS HEAD_DIM [deterministic] "
-                   "[window], found: %s\n",
+                   "[window] [append], found: %s\n",
                    line.c_str());
       return 2;
     }

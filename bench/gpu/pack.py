@@ -3,8 +3,8 @@
 
 usage: pack.py PACK_BENCH [--json FILE]
 
-PACK_BENCH is the program pack_bench_cuda. A batch of 64 sequences packs a page of each layer and head every
-64 steps: 64 pages of 8 heads a layer are what the batch packs, averaged, in 64 steps of one layer.
+PACK_BENCH is the program pack_bench_cuda. A sequence packs a page of each layer and head every 64 steps, so
+that N pages are what N sequences pack, on average, in 64 steps of one layer.
 """
 import argparse
 import json
@@ -14,6 +14,8 @@ from device_program import device, run_cases
 SPECS = ["k16v16", "k8v8", "k8v4", "k4v4", "k4v2", "k3v3", "k2v2", "k1.58v1.58", "k4:affine,v2:affine",
          "k4:channel:affine:mse,v2:affine:mse", "k4:affine:hqq,v2:affine:hqq"]
 SHAPES = [(64, 8, 128), (512, 8, 128)]  # pages, kv heads, head_dim
+# k4v2 alone: pages of the batches that compare.py times.
+BATCHES = [(1, 8, 128), (8, 8, 128), (32, 8, 128), (16, 32, 128)]
 
 
 def main():
@@ -21,7 +23,8 @@ def main():
     parser.add_argument("program")
     parser.add_argument("--json")
     options = parser.parse_args()
-    runs = run_cases(options.program, [f"{spec} {' '.join(map(str, shape))}" for shape in SHAPES for spec in SPECS])
+    cases = [("k4v2", shape) for shape in BATCHES] + [(spec, shape) for shape in SHAPES for spec in SPECS]
+    runs = run_cases(options.program, [f"{spec} {' '.join(map(str, shape))}" for spec, shape in cases])
     name = device()
     print(f"{name}; microseconds of a launch\n{'format':40} {'pages':>5} {'us':>8} {'GB/s':>6}")
     for run in runs:
