@@ -106,7 +106,7 @@ def gpu_headline(results):
     attention, central = results.record("gpu_attention")["result"], [8, 32, 8, 32768, 128]
     times = [case["microseconds"] for run in attention["runs"] for case in run
              if case["spec"] == "k4v2" and case["shape"] == central
-             and not (case["window"] or case["deterministic"] or case["append"])]
+             and not (case["window"] or case["deterministic"] or case.get("append"))]
     time = sum(times) / len(times)
     plain = min(next(peer for peer in attention["peers"] if peer["shape"] == central)["microseconds"].values())
     batch, run = results.formats("gpu_generate_16k"), results.record("gpu_generate_16k")["result"]
@@ -192,7 +192,7 @@ def speed_gpu_attention(results):
     rows = []
     for cases in zip(*run["runs"]):
         case = cases[0]
-        if case["append"]:
+        if case.get("append"):
             continue
         sequences, query_heads, kv_heads, tokens, head_dim = case["shape"]
         modes = [mode for mode in ("window", "deterministic") if case[mode]]
