@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kvq/base/cuda/number_type.h"
 #include "kvq/codec/bits.h"
 
 namespace kvq::cuda {
@@ -17,8 +18,6 @@ constexpr int exact_unit_bytes(int head_dim) { return 2 * kExactUnitRows * 2 * h
 
 // Shared memory before the warps' regions.
 inline constexpr int kSharedHeader = 1792;
-
-enum class NumberType : std::uint8_t { kFloat32, kFloat16, kBFloat16 };
 
 // The K or the V part of a page (codec/page_format.h).
 struct TensorLayout {

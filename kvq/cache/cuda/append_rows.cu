@@ -1,7 +1,8 @@
 // Four numbers a thread: block (row, part) writes a part of the keys and values of all kv heads of
-// a row of the pass. Cost: reads 8 and writes 4 bytes a key and value number pair; a decode step of
-// 64 sequences moves less than a megabyte a layer, so that the launch and one chain of loads are
-// what it costs.
+// a row of the pass. Cost: reads 4 or 8 and writes 4 bytes a key and value number pair; a decode
+// step of 64 sequences moves less than a megabyte a layer, so that the launch and one chain of
+// loads are what it costs.
+#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
 #include "kvq/base/cuda/overlapped_launch.cuh"
@@ -23,6 +24,22 @@ __device__ unsigned kind_of(float number) {
   return number > 0 ? kAbove : kBelow;
 }
 
+__device__ float4 four_numbers(const float* from) { return *reinterpret_cast<const float4*>(from); }
+
+__device__ float4 four_numbers(const __half* from) {
+  const uint2 bits = *reinterpret_cast<const uint2*>(from);
+  const float2 low = __half22float2(reinterpret_cast<const __half2&>(bits.x));
+  const float2 high = __half22float2(reinterpret_cast<const __half2&>(bits.y));
+  return {low.x, low.y, high.x, high.y};
+}
+
+__device__ float4 four_numbers(const __nv_bfloat16* from) {
+  const uint2 bits = *reinterpret_cast<const uint2*>(from);
+  return {__uint_as_float(bits.x << 16), __uint_as_float(bits.x & 0xffff0000U),
+          __uint_as_float(bits.y << 16), __uint_as_float(bits.y & 0xffff0000U)};
+}
+
+template <typename Number>
 __global__ void __launch_bounds__(kThreads) append_kernel(const AppendRows batch) {
   allow_kernel_behind();
   wait_for_kernel_before();
@@ -41,9 +58,11 @@ __global__ void __launch_bounds__(kThreads) append_kernel(const AppendRows batch
   const int index = is_value ? at - width : at;
   const int head = index / batch.head_dim;
   const int channel = index - head * batch.head_dim;
-  const float* const source =
-      (is_value ? batch.value : batch.key) + static_cast<std::int64_t>(row) * width + index;
-  const float4 numbers = *reinterpret_cast<const float4*>(source);
+  const RowStrides strides = is_value ? batch.value_strides : batch.key_strides;
+  const int sequence = row / batch.tokens;
+  const auto* source = static_cast<const Number*>(is_value ? batch.value : batch.key);
+  source += sequence * strides.sequence + (row - sequence * batch.tokens) * strides.token;
+  const float4 numbers = four_numbers(source + head * strides.head + channel);
   const __half2 low = __floats2half2_rn(numbers.x, numbers.y);
   const __half2 high = __floats2half2_rn(numbers.z, numbers.w);
   const std::int64_t head_row =
@@ -68,7 +87,10 @@ __global__ void __launch_bounds__(kThreads) append_kernel(const AppendRows batch
 cudaError_t append_rows(const AppendRows& batch, cudaStream_t stream) {
   const int numbers = 2 * batch.kv_heads * batch.head_dim;
   const dim3 grid(batch.rows, (numbers + kNumbers * kThreads - 1) / (kNumbers * kThreads));
-  return launch_overlapped(append_kernel, grid, kThreads, batch, stream);
+  void (*kernel)(AppendRows) = append_kernel<float>;
+  if (batch.type == NumberType::kFloat16) kernel = append_kernel<__half>;
+  if (batch.type == NumberType::kBFloat16) kernel = append_kernel<__nv_bfloat16>;
+  return launch_overlapped(kernel, grid, kThreads, batch, stream);
 }
 
 }  // namespace kvq::cuda

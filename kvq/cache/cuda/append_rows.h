@@ -6,6 +6,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kvq/base/cuda/number_type.h"
+
 namespace kvq::cuda {
 
 // Where a row goes: token `row` of a row block, or token -1 - row of a sink block.
@@ -19,10 +21,22 @@ struct RowPlace {
 using BadNumber = unsigned long long;
 inline constexpr BadNumber kNoBadNumber = ~0ULL;
 
-// Pointers are to device memory.
+// Where a row's numbers lie, in numbers from the start, multiples of 4.
+struct RowStrides {
+  std::int64_t sequence;
+  std::int64_t token;
+  std::int64_t head;
+};
+
+// Pointers are to device memory. Row r of the pass is token r % tokens of sequence r / tokens; its
+// heads are `strides` apart, the head_dim numbers of each side by side and aligned to four.
 struct AppendRows {
-  const float* key;         // [rows, kv_heads, head_dim]
-  const float* value;       // likewise
+  const void* key;
+  const void* value;
+  NumberType type;
+  RowStrides key_strides;
+  RowStrides value_strides;
+  int tokens;
   const RowPlace* places;   // [rows]
   std::byte* base;          // block b starts at base + b * kBlockUnit
   BadNumber* bad;           // in and out

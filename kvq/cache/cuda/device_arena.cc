@@ -10,6 +10,9 @@ namespace {
 constexpr std::int64_t kLeastReserve = std::int64_t{256} << 20;
 constexpr std::int64_t kMostReserve = std::int64_t{2} << 30;
 
+// An arena grows by an eighth, at most by this.
+constexpr std::int64_t kMostGrowth = std::int64_t{1} << 30;
+
 }  // namespace
 
 DeviceBlock::DeviceBlock(std::shared_ptr<DeviceArena> arena, std::shared_ptr<PagePool> pool,
@@ -46,8 +49,14 @@ Result<std::shared_ptr<DeviceArena>> DeviceArena::create() {
 Result<std::shared_ptr<DeviceBlock>> DeviceArena::allocate(std::int64_t bytes,
                                                            const std::shared_ptr<PagePool>& pool) {
   bytes = (bytes + kBlockUnit - 1) / kBlockUnit * kBlockUnit;
-  const auto found =
-      std::ranges::find_if(free_, [&](const auto& piece) { return piece.second >= bytes; });
+  const auto first_fit = [&] {
+    return std::ranges::find_if(free_, [&](const auto& piece) { return piece.second >= bytes; });
+  };
+  auto found = first_fit();
+  if (found == free_.end() && growing_ != nullptr) {
+    KVQ_RETURN_IF_ERROR(grow(bytes));
+    found = first_fit();
+  }
   if (found == free_.end()) {
     return fail("the device's memory for caches is full: {} bytes, {} in use, {} more requested",
                 bytes_, used_, bytes);
@@ -60,8 +69,27 @@ Result<std::shared_ptr<DeviceBlock>> DeviceArena::allocate(std::int64_t bytes,
   return std::make_shared<DeviceBlock>(shared_from_this(), pool, offset, bytes);
 }
 
+Result<std::shared_ptr<DeviceArena>> DeviceArena::create_growing(int device) {
+  KVQ_ASSIGN_OR_RETURN(auto memory, GrowingMemory::create(device));
+  return std::shared_ptr<DeviceArena>(new DeviceArena(std::move(memory)));
+}
+
+Status DeviceArena::grow(std::int64_t bytes) {
+  const std::int64_t before = growing_->bytes();
+  Status status = growing_->grow(std::max(bytes, std::min(before / 8, kMostGrowth)));
+  if (!status) status = growing_->grow(bytes);
+  KVQ_RETURN_IF_ERROR(status);
+  bytes_ = growing_->bytes();
+  add_free(before, bytes_ - before);
+  return {};
+}
+
 void DeviceArena::give_back(std::int64_t offset, std::int64_t bytes) {
   used_ -= bytes;
+  add_free(offset, bytes);
+}
+
+void DeviceArena::add_free(std::int64_t offset, std::int64_t bytes) {
   auto next = free_.lower_bound(offset);
   if (next != free_.end() && offset + bytes == next->first) {
     bytes += next->second;

@@ -1,4 +1,4 @@
-// Memory of the caches on a device: one allocation, cut into blocks of any sizes by first fit.
+// Memory of the caches on a device: one range, cut into blocks of any sizes by first fit.
 // Blocks of one size follow each other and are used again by blocks of that size, so little is lost
 // between them.
 #pragma once
@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 
+#include "kvq/base/cuda/growing_memory.h"
 #include "kvq/base/status.h"
 #include "kvq/cache/cuda/block_unit.h"
 #include "kvq/cache/cuda/device.h"
@@ -42,7 +43,11 @@ class DeviceArena : public std::enable_shared_from_this<DeviceArena> {
   // All memory that is free now, but for what the activations of passes may need.
   static Result<std::shared_ptr<DeviceArena>> create();
 
-  std::byte* base() const { return memory_.as(); }
+  // Nothing yet, more as blocks need it: for a device whose memory others use, too. The device has
+  // done its work with the blocks when the arena goes.
+  static Result<std::shared_ptr<DeviceArena>> create_growing(int device);
+
+  std::byte* base() const { return growing_ ? growing_->data() : memory_.as(); }
   std::int64_t bytes() const { return bytes_; }
   std::int64_t used_bytes() const { return used_; }
 
@@ -53,11 +58,16 @@ class DeviceArena : public std::enable_shared_from_this<DeviceArena> {
  private:
   friend class DeviceBlock;
   DeviceArena(DeviceArray memory, std::int64_t bytes);
+  explicit DeviceArena(std::unique_ptr<GrowingMemory> memory) : growing_(std::move(memory)) {}
 
+  // Room for a block of so many bytes, if the arena grows.
+  Status grow(std::int64_t bytes);
+  void add_free(std::int64_t offset, std::int64_t bytes);
   void give_back(std::int64_t offset, std::int64_t bytes);
 
   DeviceArray memory_;
-  std::int64_t bytes_;
+  std::unique_ptr<GrowingMemory> growing_;  // null: `memory_`
+  std::int64_t bytes_ = 0;
   std::int64_t used_ = 0;
   std::map<std::int64_t, std::int64_t> free_;  // bytes of every free piece, by offset
 };

@@ -77,6 +77,7 @@ Status DeviceSequence::begin_chunk(int tokens) {
                 status.error().message);
   }
   if (sinks != nullptr) sinks_ = std::move(sinks);
+  for (const auto& page : pages) page_blocks_.push_back(page->index());
   std::ranges::move(pages, std::back_inserter(pages_));
   const std::int64_t added = started_pages(length_ + tokens) - started_pages(length_);
   if (static_cast<std::int64_t>(rows.size()) > added) rows_.pop_back();  // its copy comes first
@@ -86,6 +87,11 @@ Status DeviceSequence::begin_chunk(int tokens) {
   return {};
 }
 
+void DeviceSequence::keep_pages(std::int64_t count) {
+  pages_.resize(static_cast<std::size_t>(count));
+  page_blocks_.resize(static_cast<std::size_t>(count));
+}
+
 void DeviceSequence::drop_rows(std::int64_t first) {
   rows_.erase(rows_.begin(), rows_.begin() + (first - first_row_block_));
   first_row_block_ = first;
@@ -93,7 +99,7 @@ void DeviceSequence::drop_rows(std::int64_t first) {
 
 void DeviceSequence::abort_chunk() {
   if (chunk_tokens_ == 0) return;
-  pages_.resize(static_cast<std::size_t>(page_count_));
+  keep_pages(page_count_);
   rows_.resize(static_cast<std::size_t>(
       std::max<std::int64_t>(started_pages(length_) - first_row_block_, 0)));
   chunk_tokens_ = 0;
@@ -104,6 +110,20 @@ void DeviceSequence::finish_chunk() {
   drop_rows(needed_row_block());  // of the chunk's first token: length_ still is its position
   length_ += chunk_tokens_;
   chunk_tokens_ = 0;
+}
+
+Status DeviceSequence::reopen_chunk(int tokens) {
+  if (chunk_tokens_ > 0) return fail("reopen_chunk: a chunk is open already");
+  if (tokens < 1 || tokens > length_) {
+    return fail("reopen_chunk: expected 1 to {} tokens, found {}", length_, tokens);
+  }
+  if (first_row_block_ > 0 && length_ - tokens + 1 < page_start(first_row_block_)) {
+    return fail("attention of the newest {} tokens: only the newest {} are held exactly", tokens,
+                length_ - page_start(first_row_block_) + 1);
+  }
+  length_ -= tokens;
+  chunk_tokens_ = tokens;
+  return {};
 }
 
 Status DeviceSequence::append(std::span<const AppendItem> /*items*/, int layer,
@@ -137,7 +157,7 @@ Status DeviceSequence::truncate(std::int64_t length) {
     first_row_block_ = whole;
   }
   page_count_ = std::min(kept, whole);
-  pages_.resize(static_cast<std::size_t>(page_count_));
+  keep_pages(page_count_);
   rows_.resize(static_cast<std::size_t>(
       std::max<std::int64_t>(started_pages(length) - first_row_block_, 0)));
   length_ = length;
@@ -180,7 +200,7 @@ Status DeviceSequence::unpack(const DeviceBlock& page, std::int64_t tokens,
 }
 
 void DeviceSequence::reset() {
-  pages_.clear();
+  keep_pages(0);
   rows_.clear();
   sinks_.reset();
   length_ = 0;

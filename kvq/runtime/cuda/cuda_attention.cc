@@ -9,6 +9,7 @@
 #include "kvq/attention/cuda/prefill.h"
 #include "kvq/cache/cuda/bad_number.h"
 #include "kvq/codec/cuda/packer.h"
+#include "kvq/runtime/cuda/describe_caches.h"
 #include "kvq/runtime/cuda/pass_tables.h"
 
 namespace kvq::cuda {
@@ -70,10 +71,10 @@ class CudaAttention final : public CachedAttention {
   Status prefill_wanted(int layer, std::size_t item, const float* query, float* output) const;
   // Rows [first, first + count) of the pass attend, each by itself.
   Status decode(int layer, int first, int count, const float* query, float* output) const;
-  // Blocks of `tokens` rows, whose keys start `offset` bytes from their block's start.
-  RowBlock exact_rows(std::int64_t offset, int tokens) const;
   template <typename Batch>
-  void describe_caches(int layer, Batch& batch) const;
+  void describe_layer(int layer, Batch& batch) const {
+    describe_caches(*kernels_->layout, arena_->base(), layer, tables_, batch);
+  }
   Error bad_number(BadNumber number) const;
   Status clear_bad();
 
@@ -188,6 +189,10 @@ Status CudaAttention::append(int layer, const float* key, const float* value) {
   AppendRows batch{};
   batch.key = key;
   batch.value = value;
+  batch.type = NumberType::kFloat32;
+  batch.key_strides = {0, std::int64_t{layout.kv_heads()} * layout.head_dim(), layout.head_dim()};
+  batch.value_strides = batch.key_strides;
+  batch.tokens = tables_.rows();
   batch.places = tables_.places();
   batch.base = arena_->base();
   batch.bad = bad_.as<BadNumber>();
@@ -232,32 +237,11 @@ bool CudaAttention::prefills() const {
   return tables_.longest_chunk() > (options_.exact_prefill ? 1 : kMaxDecodeTokens);
 }
 
-RowBlock CudaAttention::exact_rows(std::int64_t offset, int tokens) const {
-  const DeviceLayout& layout = *kernels_->layout;
-  const auto* key = reinterpret_cast<const std::uint16_t*>(arena_->base() + offset);
-  return {key, key + layout.value_offset(tokens),
-          kBlockUnit / static_cast<std::int64_t>(sizeof(Half)), layout.head_stride(tokens)};
-}
-
-template <typename Batch>
-void CudaAttention::describe_caches(int layer, Batch& batch) const {
-  const DeviceLayout& layout = *kernels_->layout;
-  batch.pages = arena_->base() + layout.page_offset(layer);
-  batch.page_table = tables_.page_table();
-  batch.page_stride = kBlockUnit;
-  batch.head_stride = static_cast<std::int64_t>(layout.format(layer).page_bytes);
-  batch.table_stride = tables_.page_stride();
-  batch.sinks = exact_rows(layout.sink_offset(layer), layout.sinks());
-  batch.tail = exact_rows(layout.row_offset(layer), kPageTokens);
-  batch.row_blocks = tables_.row_blocks();
-  batch.row_blocks_stride = tables_.row_stride();
-}
-
 Status CudaAttention::decode(int layer, int first, int count, const float* query,
                              float* output) const {
   const FormatKernels& kernels = kernels_->of(layer);
   DecodeBatch batch;
-  describe_caches(layer, batch);
+  describe_layer(layer, batch);
   batch.sequences = count;
   batch.query = query + std::ptrdiff_t{first} * shape_.query_heads * shape_.head_dim;
   batch.output = output;
@@ -271,7 +255,7 @@ Status CudaAttention::decode(int layer, int first, int count, const float* query
 Status CudaAttention::attend_all(int layer, const float* query, float* output) const {
   if (!prefills()) return decode(layer, 0, tables_.rows(), query, output);
   PrefillBatch batch;
-  describe_caches(layer, batch);
+  describe_layer(layer, batch);
   batch.sequences = static_cast<int>(items_.size());
   batch.tokens = tables_.rows();
   batch.query = query;
@@ -285,7 +269,7 @@ Status CudaAttention::prefill_wanted(int layer, std::size_t item, const float* q
                                      float* output) const {
   const auto index = static_cast<std::ptrdiff_t>(item);
   PrefillBatch batch;
-  describe_caches(layer, batch);
+  describe_layer(layer, batch);
   batch.sequences = 1;
   batch.tokens = items_[item].logit_rows;
   batch.query = query;

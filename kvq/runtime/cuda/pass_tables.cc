@@ -8,6 +8,8 @@ namespace kvq::cuda {
 namespace {
 
 constexpr std::size_t kSectionAlignment = 128;
+// Bytes for tables; the first passes need few, and each further size is an allocation.
+constexpr std::size_t kLeastRoom = 16384;
 
 template <typename T>
 Section<T> section_behind(std::size_t end, std::size_t count) {
@@ -83,8 +85,9 @@ Status PassTables::lay_out(std::size_t items, int layers) {
   wanted_ = section_behind<std::int32_t>(chunks_.end(), 2 * items);
   jobs_ = section_behind<PackJob>(wanted_.end(), pages * layers);
   bytes_ = jobs_.end();
-  KVQ_RETURN_IF_ERROR(host_.reserve(bytes_));
-  return device_.reserve(bytes_);
+  const std::size_t room = std::bit_ceil(std::max(bytes_, kLeastRoom));
+  KVQ_RETURN_IF_ERROR(host_.reserve(room));
+  return device_.reserve(room);
 }
 
 void PassTables::fill_rows(std::span<const PassItem> items) {
@@ -125,9 +128,7 @@ void PassTables::fill_tables(std::span<const PassItem> items) {
   std::int32_t* rows = host(row_blocks_).data();
   for (const PassItem& item : items) {
     const DeviceSequence& sequence = device_sequence(item);
-    for (std::int64_t page = 0; page < sequence.target_pages(); ++page) {
-      pages[page] = sequence.page_block(page);
-    }
+    std::ranges::copy(sequence.page_blocks(), pages);
     rows[0] = sequence.sink_block();
     const std::int64_t first = first_read_rows(sequence);
     rows[1] = static_cast<std::int32_t>(first);
