@@ -34,6 +34,7 @@ NB_MODULE(_core, module) {
       "Starts the threads now: they may use the processors that the caller may use.");
   bind_codec(module);
   bind_cache(module);
+  bind_cuda(module);
   bind_paged(module);
   bind_plans(module);
 }

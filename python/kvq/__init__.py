@@ -18,14 +18,15 @@ from .plans import Norms, Plan, norms, plan
 from .threads import set_thread_count
 
 if TYPE_CHECKING:
+    from .graphs import cuda_graphs
     from .hf_cache import KVQ
 
 __version__ = VERSION
 
 __all__ = [
     "KVQ", "KVQCacheConfig", "KVQConfig", "LayerCache", "Norms", "PAGE_TOKENS", "Plan", "__version__",
-    "analyze", "attend", "effective_bits", "instruction_set", "norms", "pack", "page_bytes", "plan",
-    "set_thread_count", "thread_count", "unpack",
+    "analyze", "attend", "cuda_graphs", "effective_bits", "instruction_set", "norms", "pack", "page_bytes",
+    "plan", "set_thread_count", "thread_count", "unpack",
 ]
 
 
@@ -34,6 +35,9 @@ def __getattr__(name: str) -> Any:
     if name == "KVQ":
         from .hf_cache import KVQ
         return KVQ
+    if name == "cuda_graphs":
+        from .graphs import cuda_graphs
+        return cuda_graphs
     raise AttributeError(f"module 'kvq' has no attribute '{name}'")
 
 

@@ -24,12 +24,16 @@ def _is_torch(array: Array) -> bool:
     return torch is not None and isinstance(array, torch.Tensor)
 
 
+def _on_device(array: Array) -> bool:
+    return _is_torch(array) and array.device.type != "cpu"
+
+
 def _readable(array: Array) -> Array:
     """An array that DLPack hands out: without gradient, its rows of D numbers side by side."""
     if _is_torch(array):
         array = array.detach()
         if array.device.type != "cpu":
-            raise ValueError(f"kvq: expected tensors in host memory, found one on {array.device}")
+            raise ValueError(f"kvq: expected an array in host memory, found a tensor on {array.device}")
         return array if array.stride(-1) == 1 else array.contiguous()
     array = np.asarray(array)
     if array.dtype == np.float64:
@@ -45,7 +49,7 @@ def _like(reference: Array, array: np.ndarray) -> Array:
 
 def _empty_like(reference: Array, shape: Sequence[int]) -> Array:
     if _is_torch(reference):
-        return sys.modules["torch"].empty(tuple(shape), dtype=reference.dtype)
+        return sys.modules["torch"].empty(tuple(shape), dtype=reference.dtype, device=reference.device)
     return np.empty(tuple(shape), dtype=reference.dtype)
 
 
@@ -81,7 +85,9 @@ class LayerCache:
     """The packed keys and values of one layer for a batch of sequences.
 
     The first `sinks` tokens and the newest `window` tokens (a multiple of 64) of a sequence stay in
-    fp16. What leaves the window is packed once, 64 tokens at a time.
+    fp16. What leaves the window is packed once, 64 tokens at a time. The cache lies where the tensors
+    lie that are appended first: in host memory or, torch tensors, on a CUDA device. There, work is
+    given to torch's current stream, and numbers that are not finite in fp16 are told by a later call.
 
     Args:
         spec: format, such as "k4v2".
@@ -93,8 +99,24 @@ class LayerCache:
                  prefill: str = "packed"):
         if prefill not in ("packed", "exact"):
             raise ValueError(f"prefill: expected 'packed' or 'exact', found {prefill!r}")
-        self._core = _core.LayerCache.create(spec, kv_heads, head_dim, sinks, window,
-                                             prefill == "exact")
+        self._arguments = (spec, kv_heads, head_dim, sinks, window, prefill == "exact")
+        self._core: Any = _core.LayerCache.create(*self._arguments)
+
+    def _accepted(self, array: Array) -> Array:
+        """The array as the cache takes it."""
+        if _on_device(array) and self._core.batch == 0 and not self._on_device:
+            from .cuda import CudaCore, Memory
+            self._core = CudaCore.create(Memory(), array.device, *self._arguments)
+        if not self._on_device:
+            return _readable(array)
+        if not _is_torch(array):
+            raise ValueError("kvq: expected a torch tensor on the device of the cache, found "
+                             f"{type(array).__name__}")
+        return array.detach()
+
+    @property
+    def _on_device(self) -> bool:
+        return not isinstance(self._core, _core.LayerCache)
 
     @property
     def lengths(self) -> list[int]:
@@ -114,28 +136,35 @@ class LayerCache:
             key, value: [B, kv_heads, tokens, head_dim], keys after RoPE; numbers within fp16.
             kept: bool [B, tokens]; tokens that are False (padding) are left out.
         """
-        self._core.append(_readable(key), _readable(value), kept)
+        key, value = self._accepted(key), self._accepted(value)
+        self._core.append(key, value, kept)
 
     def attend(self, query: Array, scale: float | None = None, kept: Array | None = None) -> Array:
         """See kvq.attend()."""
-        query = _readable(query)
+        query = self._accepted(query)
         batch, heads, tokens, head_dim = query.shape
         output = _empty_like(query, (batch, tokens, heads, head_dim))
         self._core.attend(query, output, scale if scale is not None else 1 / math.sqrt(head_dim), kept)
         return output
 
-    def read(self) -> tuple[np.ndarray, np.ndarray]:
+    def read(self) -> tuple[Array, Array]:
         """Dequantized key and value, float32 [B, kv_heads, tokens, head_dim], as the newest query
-        reads them; tokens that shorter sequences lack are zero."""
+        reads them; tokens that shorter sequences lack are zero. Tensors where the cache lies on a
+        device, else numpy arrays."""
         shape = (self._core.batch, self._core.kv_heads, max(self.lengths, default=0),
                  self._core.head_dim)
-        key, value = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        if self._on_device:
+            torch = sys.modules["torch"]
+            key, value = (torch.zeros(shape, device=self._core.device) for _ in range(2))
+        else:
+            key, value = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
         self._core.read(key, value)
         return key, value
 
     def fork(self) -> LayerCache:
         """A copy that shares the packed pages."""
         copy = LayerCache.__new__(LayerCache)
+        copy._arguments = self._arguments
         copy._core = self._core.select(list(range(self._core.batch)))
         return copy
 

@@ -144,12 +144,23 @@ def kvq_mask(batch_size: int, q_length: int, kv_length: int, q_offset: int = 0, 
         raise ValueError("kvq attention is causal over all tokens: sliding windows, packed sequences and "
                          f'other patterns need another attn_implementation, such as "sdpa" '
                          f"({kv_length} tokens)")
-    if attention_mask is None or bool(attention_mask.all()):
+    if attention_mask is None:
+        return None
+    host_mask = attention_mask.to("cpu", torch.bool)
+    if bool(host_mask.all()):
         return None
     if attention_mask.shape[1] != kv_length:
         raise ValueError(f"attention_mask: expected {kv_length} tokens, cached ones included, found "
                          f"{attention_mask.shape[1]}")
-    return attention_mask.to(torch.bool)
+    mask = attention_mask.to(torch.bool)
+    mask.kvq_host_mask = host_mask
+    return mask
+
+
+def on_host(mask: torch.Tensor) -> torch.Tensor:
+    """A mask in host memory: a copy from the device, made once for all layers, where kvq_mask()
+    returned the mask."""
+    return getattr(mask, "kvq_host_mask", mask).cpu()
 
 
 def register() -> None:

@@ -8,8 +8,9 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from . import _core, threads
+from .cuda import CudaCore, Memory
 from .configs import Resolved, as_config
-from .hf_attention import CachedRows, Chunk, register
+from .hf_attention import CachedRows, Chunk, on_host, register
 
 __all__ = ["KVQ", "KVQLayer"]
 
@@ -20,32 +21,36 @@ class KVQLayer(CacheLayerMixin):
     """The packed keys and values of one model layer, for a batch of sequences.
 
     A column is a token of the batch; padding takes a column but no place in its sequence. `mask` is
-    bool [B, columns], False where a token is padding; None while there is none.
+    bool [B, columns] on the cpu, False where a token is padding; None while there is none.
     """
 
     is_sliding = False
     is_compileable = False
     is_croppable = True
 
-    def __init__(self, spec: str, sinks: int = 4, window: int = 64, prefill: str = "packed"):
+    def __init__(self, spec: str, sinks: int = 4, window: int = 64, prefill: str = "packed",
+                 memory: Memory | None = None):
         super().__init__()
         self.spec, self.sinks, self.window, self.prefill = spec, sinks, window, prefill
-        self.core: _core.LayerCache | None = None
+        self.memory = memory or Memory()  # where keys are on a CUDA device
+        self.core: _core.LayerCache | CudaCore | None = None
         self.columns = 0
         self.mask: torch.Tensor | None = None
         self.device: torch.device | None = None
         self._chunk: Chunk | None = None  # appended when it is read
+        self._stepping = False
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         if key_states.shape[-1] != value_states.shape[-1]:
             raise ValueError("kvq: expected keys and values of one head size, found "
                              f"{key_states.shape[-1]} and {value_states.shape[-1]}")
-        if key_states.device.type != "cpu":
-            raise ValueError("kvq: this build keeps caches in host memory: expected a model on the cpu, "
-                             f"found one on {key_states.device}")
         self.device = key_states.device
-        self.core = _core.LayerCache.create(self.spec, key_states.shape[1], key_states.shape[3],
-                                            self.sinks, self.window, self.prefill == "exact")
+        cache = (self.spec, key_states.shape[1], key_states.shape[3], self.sinks, self.window,
+                 self.prefill == "exact")
+        if self.device.type == "cpu":
+            self.core = _core.LayerCache.create(*cache)
+        else:
+            self.core = CudaCore.create(self.memory, self.device, *cache)
         self.is_initialized = True
 
     @torch.compiler.disable
@@ -79,7 +84,11 @@ class KVQLayer(CacheLayerMixin):
                mask: torch.Tensor | None) -> torch.Tensor:
         """Appends the chunk and attends to everything up to its tokens; see Chunk.attend()."""
         batch, heads, tokens, head_dim = query.shape
-        output = torch.empty(batch, tokens, heads, head_dim, dtype=query.dtype)
+        output = torch.empty(batch, tokens, heads, head_dim, dtype=query.dtype, device=query.device)
+        if self._stepping:
+            self._chunk = None
+            self.core.attend_step(chunk.key, chunk.value, query, output, scale)
+            return output
         waiting = self._take(chunk)
         kept = self._kept(mask, tokens)
         if waiting:
@@ -88,9 +97,28 @@ class KVQLayer(CacheLayerMixin):
             self.core.attend(query, output, scale, kept)
         return output
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether rows wait that nobody attended to."""
+        return self._chunk is not None
+
+    def begin_step(self, mask: torch.Tensor | None) -> tuple[int, ...]:
+        """Counts one token more in every sequence, and describes it to the device: until end_step(),
+        attend() only launches kernels. They do the same for all steps of which this returns the same."""
+        self.columns += 1
+        if self.mask is not None:
+            self.mask = torch.cat([self.mask, self.mask.new_ones(self.mask.shape[0], 1)], dim=1)
+        self._kept(mask, 1)
+        self._stepping = True
+        return self.core.begin_step()
+
+    def end_step(self) -> None:
+        self._stepping, self._chunk = False, None
+
     def _kept(self, mask: torch.Tensor | None, tokens: int) -> torch.Tensor | None:
         """Which of the newest tokens are no padding, bool [B, tokens]; None: all. Remembers `mask`,
         which must agree with what was cached before."""
+        mask = mask if mask is None else on_host(mask)
         past = self.columns - tokens
         before = None if self.mask is None else self.mask[:, :past]
         if mask is None:
@@ -122,7 +150,7 @@ class KVQLayer(CacheLayerMixin):
         batch, lengths = self.core.batch, self.core.lengths
         columns = self.columns if columns is None else columns
         shape = (batch, self.core.kv_heads, max(lengths, default=0), self.core.head_dim)
-        key, value = torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype)
+        key, value = (torch.zeros(shape, dtype=dtype, device=self.device) for _ in range(2))
         if shape[2] == 0:
             return key, value
         self.core.read(key, value)
@@ -196,7 +224,8 @@ class KVQLayer(CacheLayerMixin):
     def _select(self, source: list[int]) -> None:
         self._flush()
         self.core = self.core.select(source)
-        self.mask = None if self.mask is None else self.mask[torch.tensor(source)]
+        if self.mask is not None:
+            self.mask = self.mask[torch.tensor(source, device=self.mask.device)]
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         if self.get_seq_length() > 0:
@@ -240,12 +269,14 @@ class KVQ(Cache):
     def __init__(self, config: Any):
         self.resolved: Resolved = as_config(config).resolve()
         threads.follow(torch.get_num_threads())
+        self._memory = Memory()
         count = len(self.resolved.specs) if self.resolved.per_layer else 0
         super().__init__(layers=[self._new_layer(index) for index in range(count)])
 
     def _new_layer(self, index: int) -> KVQLayer:
         resolved = self.resolved
-        return KVQLayer(resolved.spec(index), resolved.sinks, resolved.window, resolved.prefill)
+        return KVQLayer(resolved.spec(index), resolved.sinks, resolved.window, resolved.prefill,
+                        self._memory)
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int,
                *args: Any, **kwargs: Any) -> tuple[Any, Any]:
@@ -262,11 +293,23 @@ class KVQ(Cache):
     def get_max_length(self, layer_idx: int | None = None) -> int:
         return -1
 
+    def reset(self) -> None:
+        self._memory = Memory()
+        for layer in self.layers:
+            layer.reset()
+            layer.memory = self._memory
+
     @property
     def nbytes(self) -> int:
         """Bytes of packed pages and exact rows of all layers and sequences; pages that forks share
         count in each."""
         return sum(layer.nbytes for layer in self.layers)
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes taken from a CUDA device, those for further tokens and of forks included; 0 where the
+        cache lies in host memory."""
+        return self._memory.bytes
 
     def fork(self) -> KVQ:
         """A second cache with the same content, sharing packed pages."""

@@ -19,6 +19,20 @@ CHECKPOINTS = SOURCE / "tests/fixtures/checkpoints"
 
 HAS_TRANSFORMERS = all(map(importlib.util.find_spec, ("torch", "transformers")))
 
+_device = "cpu"
+
+
+def use_device(name):
+    """Where the tests of this process have their models and tensors."""
+    import torch
+    global _device
+    _device = name
+    torch.set_default_device(name)
+
+
+def device():
+    return _device
+
 
 def make_tiny_model(folder):
     """The two random layers of a checkpoint of 96 tokens, with the demo model's tokenizer and tokens."""
@@ -65,7 +79,7 @@ def load(folder, attention="sdpa", dtype="float32"):
     # On a busy machine torch's threads wait for each other most of the time.
     torch.set_num_threads(1)
     return AutoModelForCausalLM.from_pretrained(
-        folder, attn_implementation=attention, dtype=getattr(torch, dtype)).eval()
+        folder, attn_implementation=attention, dtype=getattr(torch, dtype)).eval().to(_device)
 
 
 @functools.cache
@@ -85,6 +99,16 @@ def long_prompt(name="recall", tokens=None):
     import torch
     text = (DEMO_MODEL / "prompts" / f"{name}.txt").read_text(encoding="utf-8")
     return torch.tensor([tokenizer()(text)["input_ids"][:tokens]])
+
+
+def assert_same(found, expected, **tolerance):
+    """Two ways to the same numbers. On a GPU the order of sums depends on the shape of a product, and
+    on which warp gets to a page first: now and then a number is packed to the code beside."""
+    import torch
+    if _device == "cpu":
+        torch.testing.assert_close(found, expected, **tolerance)
+    else:
+        assert (found - expected).norm() < 0.03 * expected.norm()
 
 
 def generate(model, ids, cache=None, tokens=16, **options):

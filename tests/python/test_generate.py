@@ -104,7 +104,8 @@ class ArchitectureTest(unittest.TestCase):
     """Random checkpoints: head sizes, q/k norms, biases, one kv head."""
 
     def check(self, fused, plain, vocabulary):
-        ids = torch.randint(3, vocabulary, (1, 200), generator=torch.Generator().manual_seed(1))
+        generator = torch.Generator("cpu").manual_seed(1)
+        ids = torch.randint(3, vocabulary, (1, 200), generator=generator, device="cpu").to(support.device())
         with torch.no_grad():
             expected = plain(ids).logits
             cache = KVQ("k16v16")
