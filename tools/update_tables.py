@@ -323,6 +323,28 @@ def python_decode(results):
                                   f"{run['threads']} threads.\n") + results.provenance("python_decode")
 
 
+def python_decode_cuda(results):
+    """The same on a GPU, for several numbers of sequences."""
+    run = results.record("python_decode_cuda")["result"]
+    batches = run["gpu"]["batches"]
+    header, columns = ["cache"], []
+    for number, batch in enumerate(batches):
+        entries = {entry["name"]: entry for entry in batch["caches"]}
+        best = entries["kvq k4v2, CUDA graphs"]["decode_tokens_per_s"]
+        header += [f"tokens/s, batch {batch['batch']}" if number == 0 else f"batch {batch['batch']}",
+                   "recorded k4v2 is times"]
+        columns.append({name: [f"{entry['decode_tokens_per_s']:,.0f}",
+                               f"{best / entry['decode_tokens_per_s']:.1f}"]
+                        for name, entry in entries.items()})
+    header += ["MiB a sequence", "kernel"]
+    rows = [[entry["name"]] + sum((column[entry["name"]] for column in columns), []) +
+            [f"{entry['cache_bytes'] / 2**20:,.0f}", f"`{entry['kernel']}`" if entry["kernel"] else ""]
+            for entry in batches[0]["caches"]]
+    note = f" {run['note']}" if "note" in run else ""
+    return table(header, rows) + (f"\n\ntorch {run['torch']}, transformers {run['transformers']}.{note}\n"
+                                  ) + results.provenance("python_decode_cuda")
+
+
 def python_tasks(results):
     """lm-eval's scores."""
     entries = results.formats("python_tasks")
@@ -386,9 +408,9 @@ def support(results):
 
 FIGURES = {function.__name__: function for function in (
     headline, gpu_headline, overview, accuracy_widths, accuracy_options, accuracy_fits, accuracy_kivi, accuracy_wiki,
-    plans, python_decode, python_tasks, speed_attention, speed_gpu_attention, speed_gpu_step, speed_gpu_prefill,
-    speed_gpu_pack, speed_gpu_generate, speed_gpu_prompt, speed_append, speed_generate, speed_peers, support,
-    vllm_capacity, vllm_throughput)}
+    plans, python_decode, python_decode_cuda, python_tasks, speed_attention, speed_gpu_attention, speed_gpu_step,
+    speed_gpu_prefill, speed_gpu_pack, speed_gpu_generate, speed_gpu_prompt, speed_append, speed_generate,
+    speed_peers, support, vllm_capacity, vllm_throughput)}
 
 
 def rewrite(text, results, page):

@@ -1,16 +1,21 @@
 #!/usr/bin/env python3
 """Decode speed and size of transformers' caches and of kvq's, through generate() and forward().
 
-usage: decode.py [--threads N] [--rounds N] [--only demo|long] --json FILE
+usage: decode.py [--threads N] [--rounds N] [--only demo|long] [--device cpu|cuda] --json FILE
 
 demo  the included model in float32, 1,500 tokens of prompt and 256 new ones, generate(): what a step of
       Python and of a small model costs.
 long  4 random layers in the shape of Llama-3-8B's (32 query heads, 8 kv heads of 128), bfloat16, on
       caches that are filled with 16,384 tokens of random rows: what reading a long cache costs.
 
+--device cuda takes another case instead: 16 random layers in the shape of Llama-3.2-1B's (32 query heads, 8
+kv heads of 64), bfloat16, on caches of 32,768 tokens of random rows for each of 1, 8 and 32 sequences.
+
 Caches take turns within a round; a figure is the median over rounds.
 """
 import argparse
+import contextlib
+import gc
 import json
 import os
 import pathlib
@@ -22,6 +27,7 @@ parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--threads", type=int, default=2)
 parser.add_argument("--rounds", type=int, default=3)
 parser.add_argument("--only", choices=["demo", "long"])
+parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
 parser.add_argument("--json", type=pathlib.Path, required=True)
 options = parser.parse_args()
 os.environ.update(OMP_NUM_THREADS=str(options.threads), HF_HUB_OFFLINE="1")
@@ -29,14 +35,19 @@ warnings.simplefilter("ignore")
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
-from kvq import KVQ  # noqa: E402
+from kvq import KVQ, cuda_graphs  # noqa: E402
 from transformers import (AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM,  # noqa: E402
                           QuantizedCache, StoppingCriteria)
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DEMO_MODEL = ROOT / "models/demo-llama"
+START = time.perf_counter()
 LONG_TOKENS = 16384
+GPU_TOKENS = 32768
+GPU_BATCHES = (1, 8, 32)
+UNTIMED_STEPS = 4  # two, one that is recorded, one that is replayed
 WARM_UP = "warm-up"
+RECORDED = "kvq k4v2, CUDA graphs"
 
 
 def tensor_bytes(value):
@@ -59,15 +70,20 @@ def cache_bytes(cache):
 
 def caches(config):
     """Name -> (attention, new cache)."""
+    kvq = {
+        "kvq k16v16": ("kvq", lambda: KVQ("k16v16")),
+        "kvq k4v2": ("kvq", lambda: KVQ("k4v2")),
+        "kvq k4v2, dequantized": ("sdpa", lambda: KVQ("k4v2")),
+    }
+    if options.device == "cuda":
+        kvq[RECORDED] = ("kvq", lambda: KVQ("k4v2"))
     return {
         "DynamicCache": ("sdpa", DynamicCache),
         "QuantizedCache quanto, 4 bits": (
             "sdpa", lambda: QuantizedCache("quanto", config, nbits=4)),
         "QuantizedCache hqq, 4 bits": (
             "sdpa", lambda: QuantizedCache("hqq", config, nbits=4, axis_key=1, axis_value=1)),
-        "kvq k16v16": ("kvq", lambda: KVQ("k16v16")),
-        "kvq k4v2": ("kvq", lambda: KVQ("k4v2")),
-        "kvq k4v2, dequantized": ("sdpa", lambda: KVQ("k4v2")),
+        **kvq,
     }
 
 
@@ -92,25 +108,33 @@ def run_demo(model, cache, ids, tokens):
     return ids.shape[1] / (first - start), (len(clock.times) - 1) / (last - first)
 
 
-def fill(cache, config, tokens):
+def fill(cache, config, tokens, batch=1):
     """Random rows in every layer."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator(options.device).manual_seed(1)
     for layer in range(config.num_hidden_layers):
-        shape = (1, config.num_key_value_heads, tokens, config.head_dim)
-        key, value = (torch.randn(shape, generator=generator).to(torch.bfloat16) for _ in range(2))
+        shape = (batch, config.num_key_value_heads, tokens, config.head_dim)
+        key, value = (torch.randn(shape, generator=generator, device=options.device).to(torch.bfloat16)
+                      for _ in range(2))
         cache.update(key, value, layer)
     return cache
 
 
-def run_long(model, cache, steps):
-    """(None, decode tokens/s) on a filled cache; the first step is not timed."""
-    token = torch.tensor([[5]])
+def synchronize():
+    if options.device == "cuda":
+        torch.cuda.synchronize()
+
+
+def run_long(model, cache, steps, batch=1, untimed=1):
+    """(None, decode tokens/s of all sequences) on a filled cache; the first steps are not timed."""
+    token = torch.full((batch, 1), 5, device=options.device)
     with torch.no_grad():
-        for step in range(steps + 1):
-            if step == 1:
+        for step in range(steps + untimed):
+            if step == untimed:
+                synchronize()
                 start = time.perf_counter()
             token = model(token, past_key_values=cache).logits[:, -1:].argmax(dim=-1)
-    return None, steps / (time.perf_counter() - start)
+        synchronize()
+    return None, batch * steps / (time.perf_counter() - start)
 
 
 def measure(model, run, new_cache):
@@ -125,7 +149,9 @@ def measure(model, run, new_cache):
             cache = new_cache(make)
             prompt, decode = run(model, cache, name)
             figures.setdefault(name, []).append((prompt, decode, cache_bytes(cache)))
-            print(f"round {round_number}: {name}: {decode:.1f} tokens/s", flush=True)
+            del cache
+            print(f"round {round_number}: {name}: {decode:.1f} tokens/s, {time.perf_counter() - START:.0f} s",
+                  flush=True)
     return [{"name": name,
              "prompt_tokens_per_s": rounds[0][0] and statistics.median(r[0] for r in rounds),
              "decode_tokens_per_s": statistics.median(r[1] for r in rounds),
@@ -158,8 +184,42 @@ def long():
     return measure(model, run, lambda make: fill(make(), config, LONG_TOKENS))
 
 
+def gpu():
+    config = LlamaConfig(vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16,
+                         num_attention_heads=32, num_key_value_heads=8, head_dim=64,
+                         max_position_embeddings=2 * GPU_TOKENS)
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device("cuda"):
+        model = LlamaForCausalLM(config).eval()
+    torch.set_default_dtype(torch.float32)
+    result = {"device": torch.cuda.get_device_name(), "tokens": GPU_TOKENS, "batches": []}
+    for batch in GPU_BATCHES:
+        kernels = {}
+
+        def run(model, cache, name):
+            gc.collect()
+            slow = "QuantizedCache" in name or "dequantized" in name
+            steps = 1 if name == WARM_UP else 6 if slow else 32
+            with cuda_graphs(model) if name == RECORDED else contextlib.nullcontext():
+                figures = run_long(model, cache, steps, batch, UNTIMED_STEPS)
+            if isinstance(cache, KVQ):
+                kernels[name] = cache.layers[0].core.kernel_name(config.num_attention_heads)
+            return figures
+
+        rows = measure(model, run, lambda make: fill(make(), config, GPU_TOKENS, batch))
+        for row in rows:
+            row["kernel"] = kernels.get(row["name"])
+            print(f"batch {batch}: {row}", flush=True)
+        result["batches"].append({"batch": batch, "caches": rows})
+    return result
+
+
 result = {"threads": options.threads, "torch": torch.__version__, "transformers": transformers.__version__}
-for name, function in (("demo", demo), ("long", long)):
-    if options.only in (None, name):
-        result[name] = function()
+if options.device == "cuda":
+    result["gpu"] = gpu()
+else:
+    for name, function in (("demo", demo), ("long", long)):
+        if options.only in (None, name):
+            result[name] = function()
 options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
