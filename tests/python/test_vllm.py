@@ -260,6 +260,39 @@ class EngineTest(unittest.TestCase):
             harness.step(counts, padding=int(random.integers(2)))
         self.assertLess(len(scheduler.waiting), 15)
 
+    def test_thousands_of_steps_take_no_more_memory(self):
+        engine, scheduler = Engine(settings(slots=16)), FakeScheduler(120, share=False)
+        blocks = blocks_like_vllm(120, engine.settings.content_bytes(0))
+        random = np.random.default_rng(1)
+        numbers = random.standard_normal((4096, 2 * KV_HEADS + QUERY_HEADS, HEAD_DIM), dtype=np.float32)
+        added, resident = 0, []
+        for step in range(3000):
+            for name, request in list(scheduler.running.items()):
+                if request.computed == len(request.tokens) or random.random() < 0.01:
+                    scheduler.finish(name)
+            counts = {name: 1 for name in scheduler.running}
+            while len(counts) < 14 and len(scheduler.free) > 40:
+                added += 1
+                scheduler.add(f"r{added}", [0] * int(random.integers(5, 200)))
+                counts[f"r{added}"] = int(random.integers(1, 200))
+                if len(counts) - len(scheduler.running) > 3:
+                    break
+            output, batch = scheduler.step(counts)
+            engine.begin_step(output)
+            starts = np.cumsum([0] + [end - begin for _, begin, end in batch], dtype=np.int32)
+            table = np.zeros((len(batch), 8), np.int32)
+            for row, (request, _, _) in zip(table, batch):
+                row[:len(request.blocks)] = request.blocks
+            rows = numbers[:starts[-1]]
+            engine.attend(0, blocks, rows[:, :KV_HEADS], rows[:, KV_HEADS:2 * KV_HEADS], rows[:, 2 * KV_HEADS:],
+                          np.zeros((len(rows), QUERY_HEADS, HEAD_DIM), np.float32),
+                          engine.step(starts, np.array([end for *_, end in batch], np.int32), table), SCALE)
+            if step in (500, 2999):
+                text = pathlib.Path("/proc/self/statm").read_text(encoding="ascii")
+                resident.append(int(text.split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+        self.assertGreater(added, 500)
+        self.assertLess(resident[1] - resident[0], 4 * 2**20)
+
     def test_errors_name_what_is_wrong(self):
         harness = Harness(settings(slots=1))
         for name in "ab":
